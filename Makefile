@@ -1,0 +1,42 @@
+# Everything needs only Python 3.11+, make and a package index; `.venv` is made on first use.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: report test test-fast lab lint lock sync clean
+
+report: $(READY)  ## run every notebook on the simulated cohorts; prints the path of the page
+	@$(BIN)/medkd report $(ARGS)
+
+test: $(READY)  ## all tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-fast: $(READY)  ## tests without the slow ones
+	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+lab: $(READY)  ## JupyterLab on notebooks/, on this machine only
+	@$(BIN)/medkd lab
+
+lint: $(READY)  ## ruff on package, tests and notebooks
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+sync: $(READY)  ## render the notebooks' parameter cells from the stages' classes, strip outputs
+	@$(BIN)/python -m medkd.report.sync
+
+lock: $(READY)  ## pin the versions that are installed next time
+	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+		--extra dev --upgrade pyproject.toml -o requirements.lock
+
+# uv comes into the virtual environment itself, so that nothing is changed outside this folder.
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "medkd needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (about a minute the first time)"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check uv
+	@$(BIN)/uv pip install -q --python $(BIN)/python -r requirements.lock
+	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -e .
+	@touch $@
+
+clean:  ## remove reports, runs and caches, not the environment
+	rm -rf reports/quick reports/runs reports/interactive data/cache

@@ -1,0 +1,140 @@
+"""The `medkd` command: report, data, lab."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    help="Knowledge distillation and rare-disease learning in medical imaging, driven from notebooks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(help="Cohorts: which there are, and whether their files are in order.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+
+Root = Annotated[str, typer.Option(help="Folder with the publisher's files; simulated cohorts need none.")]
+
+
+@app.command()
+def report(
+    dataset: Annotated[str, typer.Option(help="Cohort by name (see `medkd data list`); without it the three simulated ones.")] = "",
+    root: Root = "",
+    name: Annotated[str, typer.Option(help="Folder under reports/; default: `quick`, or the dataset's name.")] = "",
+    p: Annotated[list[str] | None, typer.Option("-p", help="A parameter: `-p epochs=5` for every stage that has it, `-p teacher.epochs=5` for one. Repeatable.")] = None,
+    device: Annotated[str, typer.Option(help='"auto", "cpu", "cuda" or "cuda:1".')] = "auto",
+    seed: Annotated[int, typer.Option(min=0, help="Seeds splits, weights, shuffling and augmentation.")] = 0,
+    cell_timeout: Annotated[int, typer.Option(min=0, help="Seconds a notebook cell may take; 0 for no limit.")] = 0,
+) -> None:
+    """Run the notebooks of a cohort in order, headless, and build one page of figures and tables.
+
+    What is up to date is not run again; after a failure the same command goes on where it stopped. Exit status:
+    0 finished, 2 bad input, 3 exception in a notebook, 4 killed kernel, 5 timeout, 130 interrupted.
+    """
+    from medkd.errors import MedkdError
+    from medkd.report.notebooks import NotebookFailure
+
+    try:
+        from medkd.report.plan import DEFAULT_COHORTS
+        from medkd.report.run import run_report
+
+        page = run_report(
+            [dataset] if dataset else DEFAULT_COHORTS,
+            root=os.path.abspath(root) if root else "",
+            name=name or dataset or "quick",
+            overrides=dict(_assignment(text) for text in p or []),
+            device=device,
+            seed=seed,
+            cell_timeout=cell_timeout or None,
+            say=lambda line: print(line, flush=True),
+        )
+    except MedkdError as error:
+        _fail(str(error), 2)
+    except NotebookFailure as error:
+        _fail(f"{error}\nFinished stages are kept; the same command goes on from there.", error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted; finished stages are kept, and the same command goes on from there", 130)
+    else:
+        print(page)
+
+
+@data_app.command("list")
+def data_list() -> None:
+    """Show the cohorts by name, what they serve and where they come from."""
+    from medkd.data.registry import cohort_names, describe
+
+    for cohort in cohort_names():
+        about = describe(cohort)
+        print(f"{cohort:22} {about['chain']:16} {'needs --root' if about['needs_root'] else 'simulated':14} {about['title']}")
+
+
+@data_app.command("info")
+def data_info(name: str, root: Root = "") -> None:
+    """Show what a cohort is, its licence, and its counts if its files are here."""
+    from medkd.data.registry import describe, load_cohort, summary
+    from medkd.errors import MedkdError
+
+    try:
+        about = describe(name)
+        for key, value in about.items():
+            print(f"{key}: {value}")
+        if root or not about["needs_root"]:
+            print(summary(load_cohort(name, root)).to_string(index=False))
+    except MedkdError as error:
+        _fail(str(error), 2)
+
+
+@data_app.command("check")
+def data_check(name: str, root: Root = "") -> None:
+    """Check a cohort: readable images, counts, and no patient in two splits. Exit status 1 if something is wrong."""
+    from medkd.data.registry import check, load_cohort, summary
+    from medkd.errors import MedkdError
+
+    try:
+        cohort = load_cohort(name, root)
+        print(summary(cohort).to_string(index=False))
+        for source in cohort.images.values():
+            source.load(32)
+        findings = check(cohort)
+    except MedkdError as error:
+        _fail(str(error), 1)
+    for finding in findings:
+        print(finding, file=sys.stderr)
+    if findings:
+        raise typer.Exit(1)
+    print(f"{cohort.label_text}: {len(cohort)} samples in order, no {cohort.group} in two splits")
+
+
+@app.command()
+def lab(port: Annotated[int, typer.Option(help="First port to try.")] = 8888) -> None:
+    """Open JupyterLab on the notebooks, on this machine only and with a token."""
+    from medkd.paths import home
+
+    folder = home() / "notebooks"
+    if not folder.is_dir():
+        _fail(f"no notebooks in {folder}; start medkd lab in the project's folder or set MEDKD_HOME to it", 2)
+    os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", f"--notebook-dir={folder}", "--ip=127.0.0.1", f"--port={port}"])
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    """`name=value`; the value is read as JSON where it is JSON, and as text where not."""
+    from medkd.errors import ParameterError
+
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise ParameterError(f'-p {text} is no assignment; write -p name=value, for example -p epochs=5')
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, {"True": True, "False": False}.get(value, value)
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"medkd: {message}", file=sys.stderr)
+    raise typer.Exit(status)

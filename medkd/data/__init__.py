@@ -1,0 +1,1 @@
+"""Cohorts: one table of samples with their images and vectors, folds, views and few-shot tasks."""

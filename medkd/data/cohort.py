@@ -1,0 +1,139 @@
+"""A cohort: one table of samples, the images and vectors that belong to its rows, and what may be said of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+
+from medkd.errors import DataError
+
+REQUIRED_COLUMNS = ("id", "label", "class", "patient", "roi")
+
+
+class ImageSource(Protocol):
+    """Where the images of one modality come from; row i belongs to row i of the cohort's table."""
+
+    def load(self, size: int) -> np.ndarray:
+        """Images as uint8 RGB, shape (n, size, size, 3); may be a memory map and must not be written to."""
+
+    def take(self, rows: np.ndarray) -> ImageSource:
+        """The source of these rows, in this order."""
+
+    def fingerprint(self) -> str:
+        """Hex digest of the content (pixels or file bytes), the same on every machine."""
+
+
+@dataclass(frozen=True, eq=False)
+class VectorTable:
+    """A vector modality: one row of numbers a sample (mutations, copy number, encoded metadata).
+
+    Attributes:
+        values: shape (n, d), float32; NaN where a value is missing (imputed from training rows, never here).
+        names: the d column names.
+    """
+
+    values: np.ndarray
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Cohort:
+    """Samples of one study.
+
+    Attributes:
+        name: the name to ask for it by, e.g. "phantom-glioma", "isic2018".
+        title: how figures and tables call it.
+        simulated: True if no real patient is in it; figures and tables then say so.
+        classes: class names; `label` counts into them.
+        table: one row a sample, columns at least `id` (unique string), `label` (int), `class`, `patient`
+            (the group that no split may cut: patient id, or lesion id where no patient is published) and
+            `roi` (region the image was cut from; equal to `id` where there is none). Readers add what else
+            the publisher gives (age, sex, site).
+        images: modality name -> ImageSource, aligned with `table`.
+        vectors: modality name -> VectorTable, aligned with `table`.
+        main: modality the student keeps; "" where the cohort serves the rare-disease chain only.
+        second: modality that only the teacher sees, "" if there is none.
+        base_classes: common classes (URL learns on them without labels), names out of `classes`.
+        rare_classes: classes of the few-shot task, names out of `classes`.
+        group: what `patient` holds, for prose: "patient" or "lesion".
+        licence: licence of the data, for the report. attribution: credit line that figures with images carry.
+        settings: how it was made or read (generator seed, number of patients), for the manifest.
+    """
+
+    name: str
+    title: str
+    simulated: bool
+    classes: tuple[str, ...]
+    table: pd.DataFrame
+    images: Mapping[str, ImageSource]
+    vectors: Mapping[str, VectorTable] = field(default_factory=dict)
+    main: str = ""
+    second: str = ""
+    base_classes: tuple[str, ...] = ()
+    rare_classes: tuple[str, ...] = ()
+    group: str = "patient"
+    licence: str = ""
+    attribution: str = ""
+    settings: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        missing = [column for column in REQUIRED_COLUMNS if column not in self.table]
+        if missing:
+            raise DataError(f"the table of cohort {self.name} lacks the column(s) {', '.join(missing)}")
+        repeated = self.table["id"][self.table["id"].duplicated()].unique()
+        if len(repeated):
+            raise DataError(f"cohort {self.name} has repeated ids, for example {repeated[0]!r}; each sample needs its own")
+        for name, vector in self.vectors.items():
+            if len(vector.values) != len(self.table):
+                raise DataError(f"modality {name} of cohort {self.name} has {len(vector.values)} rows, the table has {len(self.table)}")
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Class index of each sample, shape (n,), int64."""
+        return self.table["label"].to_numpy(np.int64)
+
+    @property
+    def groups(self) -> np.ndarray:
+        """Patient (or lesion) id of each sample, shape (n,), str objects."""
+        return self.table["patient"].to_numpy(object)
+
+    @property
+    def label_text(self) -> str:
+        """The title, with the word that simulated data must carry."""
+        return f"{self.title} (simulated)" if self.simulated and "simulated" not in self.title.lower() else self.title
+
+    def rows_of(self, classes: Sequence[str]) -> np.ndarray:
+        """Row numbers of the samples of these classes, ascending."""
+        return np.flatnonzero(self.table["class"].isin(list(classes)).to_numpy())
+
+    def take(self, rows: np.ndarray) -> Cohort:
+        """The same cohort with these rows only, in this order; classes and labels stay as they are."""
+        return dataclasses.replace(
+            self,
+            table=self.table.iloc[rows].reset_index(drop=True),
+            images={name: source.take(rows) for name, source in self.images.items()},
+            vectors={name: VectorTable(vector.values[rows], vector.names) for name, vector in self.vectors.items()},
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits of what is in it: ids, labels, groups, vectors and image content."""
+        digest = hashlib.sha256()
+        digest.update(self.table[["id", "label", "class", "patient", "roi"]].to_csv(index=False).encode())
+        digest.update("|".join(self.classes + self.base_classes + self.rare_classes + (self.main, self.second)).encode())
+        for name in sorted(self.vectors):
+            digest.update(name.encode() + "|".join(self.vectors[name].names).encode())
+            digest.update(np.ascontiguousarray(self.vectors[name].values).tobytes())
+        for name in sorted(self.images):
+            digest.update(name.encode() + self.images[name].fingerprint().encode())
+        return digest.hexdigest()[:16]

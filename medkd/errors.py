@@ -1,0 +1,17 @@
+"""The errors a user can meet; each message is one sentence that says what to do."""
+
+
+class MedkdError(ValueError):
+    """Bad input or a bad setting: names the file or parameter, what was expected and the way out."""
+
+
+class DataError(MedkdError):
+    """A cohort's files are missing, unreadable or not in the layout that the reader expects."""
+
+
+class ParameterError(MedkdError):
+    """A stage parameter is unknown or out of range."""
+
+
+class TrainingError(MedkdError):
+    """Training cannot go on, for example because the loss is no longer finite."""

@@ -1,0 +1,1 @@
+"""Evaluation: features, metrics with intervals, few-shot classification, embeddings."""

@@ -1,0 +1,61 @@
+"""A trained network's class probabilities and features, in eval mode, by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from medkd.models.device import autocast
+
+
+class Prediction(NamedTuple):
+    """Probabilities (n, n_classes) and features (n, d) of the rows asked for, in their order, float32 on the CPU."""
+
+    probabilities: np.ndarray
+    features: np.ndarray
+
+
+def predict(network: nn.Module, inputs: Sequence[Any], rows: Tensor, *, device: torch.device, precision: str = "auto", batch_size: int = 256, head: str = "logits", features: str = "features") -> Prediction:
+    """Run `network` on plain views of these rows; the result does not depend on batch size or order.
+
+    Args:
+        network: takes one tensor a modality; its output has the attributes named by `head` and `features`.
+        inputs: the modalities (`medkd.training.inputs`), in the order of the network's arguments.
+        rows: row numbers, shape (n,).
+        device: where the network lies.
+        precision: see `medkd.models.device.autocast`.
+        batch_size: rows at once.
+        head: attribute that holds the raw scores.
+        features: attribute that holds the features.
+    """
+    was_training = network.training
+    network.eval()
+    probabilities, found = [], []
+    with torch.inference_mode():
+        for batch in rows.split(batch_size):
+            with autocast(device, precision):
+                output = network(*(modality.plain(batch) for modality in inputs))
+            probabilities.append(getattr(output, head).float().softmax(dim=1).cpu())
+            found.append(getattr(output, features).float().cpu())
+    network.train(was_training)
+    return Prediction(torch.cat(probabilities).numpy(), torch.cat(found).numpy())
+
+
+def encode(encoder: nn.Module, inputs: Any, rows: Tensor, *, device: torch.device, precision: str = "auto", batch_size: int = 256) -> np.ndarray:
+    """Features of plain views from an encoder alone, eval mode, shape (n, d), float32.
+
+    Args: as `predict`; `encoder` maps a batch to (n, d).
+    """
+    was_training = encoder.training
+    encoder.eval()
+    found = []
+    with torch.inference_mode():
+        for batch in rows.split(batch_size):
+            with autocast(device, precision):
+                found.append(encoder(inputs.plain(batch)).float().cpu())
+    encoder.train(was_training)
+    return torch.cat(found).numpy()

@@ -1,0 +1,69 @@
+"""Contrast of query and key embeddings: InfoNCE against a queue, and two numbers that describe the embedding."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from medkd.errors import MedkdError, ParameterError
+
+
+def info_nce(query: Tensor, key: Tensor, queue: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
+    r"""Find each query's key among the queue's keys: cross-entropy over cosine / temperature, mean over queries.
+
+    Args:
+        query: unit rows, shape (n, d); the gradient goes here only.
+        key: unit rows of the same images, shape (n, d), taken as constants.
+        queue: unit rows of other images, shape (queue_size, d), taken as constants. It is copied, so that it may be
+            written to before `backward`.
+        temperature: tau, > 0 (MoCo v1: 0.07).
+
+    Returns:
+        The loss (scalar, nats) and the logits, shape (n, 1 + queue_size), column 0 the key; at least float32.
+
+    Raises:
+        MedkdError: if the shapes do not fit, or `temperature` is not positive (ParameterError).
+
+    Source:
+        He et al. 2020 (MoCo), arXiv:1911.05722, eq. 1.
+    """
+    if not temperature > 0:
+        raise ParameterError(f"temperature must be positive, got {temperature}; MoCo v1 uses 0.07")
+    if query.shape != key.shape or query.shape[1:] != queue.shape[1:]:
+        raise MedkdError(
+            f"query and key must have one shape (n, d) and the queue (queue_size, d); got query {tuple(query.shape)}, "
+            f"key {tuple(key.shape)}, queue {tuple(queue.shape)}: make the queue with the encoder's output length"
+        )
+    # float32 even under autocast: a bfloat16 cosine near 1 is off by 0.004, which the temperature makes 0.06
+    with torch.autocast(query.device.type, enabled=False):
+        query = query.to(torch.promote_types(query.dtype, torch.float32))
+        key, queue = key.detach().to(query.dtype), queue.detach().to(query.dtype, copy=True)
+        positive = (query * key).sum(dim=1, keepdim=True)  # (n, 1)
+        logits = torch.cat([positive, query @ queue.T], dim=1) / temperature  # (n, 1 + queue_size)
+    target = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+    return F.cross_entropy(logits, target), logits
+
+
+def alignment(query: Tensor, key: Tensor) -> Tensor:
+    """Mean squared distance of positive pairs, 0 (one point) to 4 (opposite); unit rows, both (n, d).
+
+    Source:
+        Wang, Isola 2020, arXiv:2005.10242, eq. 5 with alpha = 2.
+    """
+    return (query - key).pow(2).sum(dim=1).mean()
+
+
+def uniformity(features: Tensor) -> Tensor:
+    """Log of the mean Gaussian potential over distinct pairs: 0 if all rows coincide, at best about -4.
+
+    Args:
+        features: unit rows, shape (n, d), n >= 2.
+
+    Source:
+        Wang, Isola 2020, eq. 7 with t = 2.
+    """
+    if len(features) < 2:
+        raise MedkdError(f"uniformity compares pairs of rows and needs two or more; got {len(features)}, enlarge the batch")
+    distances = torch.pdist(features.to(torch.promote_types(features.dtype, torch.float32)))
+    return torch.logsumexp(-2 * distances.pow(2), dim=0) - torch.tensor(float(len(distances))).log()

@@ -1,0 +1,1 @@
+"""Networks: encoders by name, fusion, the multi-modal teacher, momentum copies and queues."""

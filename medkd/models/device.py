@@ -1,0 +1,76 @@
+"""Where a model runs and in which precision."""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import AbstractContextManager
+
+import torch
+from torch import nn
+
+from medkd.errors import ParameterError
+
+PRECISIONS = ("auto", "bfloat16", "float32")
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device to run on.
+
+    Args:
+        name: "auto" takes the GPU if there is one and the processor if not; else a torch device name
+            such as "cpu", "cuda" or "cuda:1".
+
+    Raises:
+        ParameterError: if the name is no device's, or that device is not in this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ParameterError(
+            f'device="{name}" is not a device; use "auto", "cpu", "cuda" or "cuda:<number>"'
+        ) from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ParameterError(
+            f'device="{name}" was asked for, but torch sees {torch.cuda.device_count()} GPU(s) here; '
+            'use device="auto" or "cpu", or install the CUDA build of torch'
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise ParameterError(f'device="{name}" is not supported; use "auto", "cpu", "cuda" or "cuda:<number>"')
+    return device
+
+
+def has_native_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 products run in hardware on this device; emulated ones are slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (AttributeError, RuntimeError):  # a torch built without oneDNN has no such operator
+        return False
+
+
+def autocast(device: torch.device, precision: str = "auto") -> AbstractContextManager:
+    """Context in which a forward pass runs in mixed precision.
+
+    bfloat16 keeps float32's exponent range, so no gradient scaler is needed.
+
+    Args:
+        device: where the tensors are.
+        precision: "auto" takes bfloat16 where the hardware has it, else float32; "bfloat16" insists;
+            "float32" switches autocast off.
+
+    Raises:
+        ParameterError: for another word.
+    """
+    if precision not in PRECISIONS:
+        raise ParameterError(f'precision="{precision}" is unknown; choose one of {", ".join(PRECISIONS)}')
+    if precision == "float32" or (precision == "auto" and not has_native_bfloat16(device)):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def to_device(model: nn.Module, device: torch.device) -> nn.Module:
+    """Move a model; its 4-d weights become channels-last, the layout that convolutions are fastest in."""
+    return model.to(device, memory_format=torch.channels_last)

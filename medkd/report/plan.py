@@ -1,0 +1,134 @@
+"""What a report runs: notebooks in order, each on a cohort with its parameters."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from medkd.data.registry import chain_of, cohort_names
+from medkd.errors import ParameterError
+from medkd.stages import stage_params
+
+SHORT_NAMES = {
+    "exploration": "01_data_exploration",
+    "teacher": "02_teacher_training",
+    "distillation": "03_distillation",
+    "moco": "04_moco_url",
+    "pseudo_labels": "05_pseudo_labelling",
+    "self_distillation": "06_self_distillation",
+    "evaluation": "07_evaluation",
+}
+"""Short name of a stage, as in `-p distillation.epochs=5` and in upstream fields, and its notebook."""
+
+CHAINS = {
+    "teacher-student": ("01_data_exploration", "02_teacher_training", "03_distillation", "07_evaluation"),
+    "rare": ("01_data_exploration", "04_moco_url", "05_pseudo_labelling", "06_self_distillation", "07_evaluation"),
+}
+
+DEFAULT_COHORTS = ("phantom-glioma", "phantom-paired-skin", "phantom-rare-skin")
+
+SETTINGS: dict[str, dict[str, dict[str, Any]]] = {}
+"""Settings that fit a cohort to two CPU cores, by cohort and short stage name; "*" goes to every stage that has it."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One notebook on one cohort.
+
+    Attributes:
+        notebook: file stem, such as "03_distillation".
+        dataset: cohort name.
+        parameters: what is injected.
+    """
+
+    notebook: str
+    dataset: str
+    parameters: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Name of the executed notebook in the report."""
+        return f"{self.notebook}.{self.dataset}"
+
+
+def plan(datasets: Sequence[str], *, root: str = "", report: str, overrides: Mapping[str, Any], device: str = "auto", seed: int = 0) -> list[Entry]:
+    """The entries of a report, notebook by notebook in order.
+
+    Args:
+        datasets: cohort names.
+        root: folder with the publisher's files, for cohorts that need one.
+        report: name of the report's folder.
+        overrides: parameter name, or "stage.parameter", -> value.
+        device, seed: for every stage.
+
+    Raises:
+        ParameterError: an override names no parameter of any stage in the plan; the nearest known name is told.
+    """
+    notebooks = {dataset: CHAINS[chain_of(dataset)] for dataset in datasets}
+    stages = sorted({notebook for chain in notebooks.values() for notebook in chain})
+    by_stage = assign(overrides, stages)
+    classes = stage_params()
+    entries = []
+    for stage in stages:
+        for dataset in datasets:
+            if stage not in notebooks[dataset]:
+                continue
+            common = {"dataset": dataset, "root": root, "report": report, "device": device, "seed": seed}
+            parameters = common | _settings(dataset, stage, by_stage)
+            for upstream in _upstream_of(classes[stage]):
+                changed = _settings(dataset, SHORT_NAMES[upstream], by_stage)
+                if changed:
+                    parameters[upstream] = changed | parameters.get(upstream, {})
+            classes[stage].checked(parameters)  # a bad value is refused before any kernel starts
+            entries.append(Entry(stage, dataset, parameters))
+    return entries
+
+
+def assign(overrides: Mapping[str, Any], stages: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Sort overrides to stages: "epochs" goes to each stage that has it, "teacher.epochs" to one.
+
+    Raises:
+        ParameterError: no stage has the parameter; names the nearest.
+    """
+    classes = {short: stage_params()[notebook] for short, notebook in SHORT_NAMES.items() if notebook in stages}
+    known = {f"{short}.{name}" for short, cls in classes.items() for name in cls.model_fields} | {name for cls in classes.values() for name in cls.model_fields}
+    assigned: dict[str, dict[str, Any]] = {notebook: {} for notebook in stages}
+    for given, value in overrides.items():
+        if given not in known:
+            near = difflib.get_close_matches(given, sorted(known), n=1, cutoff=0.5)
+            hint = f'; did you mean "{near[0]}"?' if near else ""
+            raise ParameterError(f'unknown parameter "{given}"{hint} Write -p name=value for every stage that has it, or -p stage.name=value with stage one of {", ".join(classes)}')
+        short, dot, name = given.rpartition(".")
+        for stage, cls in classes.items():
+            if (not dot or stage == short) and name in cls.model_fields:
+                assigned[SHORT_NAMES[stage]][name] = value
+    return assigned
+
+
+def known_cohort(name: str) -> str:
+    """The name itself, if there is such a cohort.
+
+    Raises:
+        ParameterError: there is none; names the nearest.
+    """
+    names = cohort_names()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        raise ParameterError(f'unknown dataset "{name}"' + (f'; did you mean "{near[0]}"?' if near else "") + f" Known: {', '.join(names)}")
+    return name
+
+
+def _settings(dataset: str, stage: str, by_stage: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The cohort's settings for a stage, then what the user asked for."""
+    short = next(name for name, notebook in SHORT_NAMES.items() if notebook == stage)
+    fields = stage_params()[stage].model_fields
+    fitted = SETTINGS.get(dataset, {})
+    general = {name: value for name, value in fitted.get("*", {}).items() if name in fields}
+    return general | fitted.get(short, {}) | dict(by_stage.get(stage, {}))
+
+
+def _upstream_of(cls: Any) -> list[str]:
+    """Short names of the stages whose parameters the class takes."""
+    return [name for name in cls.upstream if name in cls.model_fields]

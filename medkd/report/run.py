@@ -1,0 +1,154 @@
+"""Run a report: every notebook of the plan in order, then one page from what they left."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import medkd
+from medkd.data.registry import load_cohort
+from medkd.files import write_json
+from medkd.paths import home, reports_dir, runs_dir
+from medkd.report.artifacts import read_index
+from medkd.report.notebooks import NotebookFailure, export_html, run_notebook
+from medkd.report.page import build_page, versions
+from medkd.report.plan import Entry, known_cohort, plan
+from medkd.stages import stage_params
+
+
+def run_report(
+    datasets: Sequence[str],
+    *,
+    root: str = "",
+    name: str,
+    overrides: Mapping[str, Any],
+    device: str = "auto",
+    seed: int = 0,
+    cell_timeout: int | None = None,
+    say: Any = print,
+) -> Path:
+    """Run what is not up to date, and build the page.
+
+    Args:
+        datasets: cohort names.
+        root: folder with the publisher's files, for cohorts that need one.
+        name: folder under reports/.
+        overrides: see `medkd.report.plan.plan`.
+        device, seed: for every stage.
+        cell_timeout: seconds a notebook cell may take; None for no limit.
+        say: where progress lines go.
+
+    Returns:
+        The path of `index.html`.
+
+    Raises:
+        ParameterError, DataError: before any notebook starts.
+        NotebookFailure: a notebook failed; the page is built from what finished, with the failure on top.
+    """
+    entries = plan([known_cohort(dataset) for dataset in datasets], root=root, report=name, overrides=overrides, device=device, seed=seed)
+    cohorts = {dataset: load_cohort(dataset, root) for dataset in datasets}
+    folder = reports_dir() / name
+    done: list[dict[str, Any]] = []
+    failure: NotebookFailure | None = None
+    for number, entry in enumerate(entries, start=1):
+        label = f"[{number}/{len(entries)}] {entry.name}"
+        key = _key(entry, cohorts[entry.dataset].fingerprint)
+        state = _state(folder, entry)
+        if state.get("key") == key and state.get("state") == "finished":
+            say(f"{label}: up to date")
+            done.append(state)
+            continue
+        say(f"{label}: running")
+        start = time.monotonic()
+        record = {"name": entry.name, "key": key, "parameters": entry.parameters}
+        output = folder / "notebooks" / f"{entry.name}.ipynb"
+        try:
+            run_notebook(home() / "notebooks" / f"{entry.notebook}.ipynb", output, entry.parameters, cell_timeout=cell_timeout, cwd=home() / "notebooks")
+            record |= {"state": "finished", "error": ""}
+        except NotebookFailure as error:
+            failure = error
+            record |= {"state": "failed", "error": str(error)}
+        record["seconds"] = round(time.monotonic() - start, 1)
+        if output.exists():
+            export_html(output, output.with_suffix(".html"))
+            record["html"] = f"notebooks/{entry.name}.html"
+        write_json(_state_path(folder, entry), record)
+        done.append(record)
+        if failure is not None:
+            break
+        say(f"{label}: finished in {record['seconds']:.0f} s")
+    page = _page(folder, name, entries, done, cohorts, seed)
+    if failure is not None:
+        raise failure
+    return page
+
+
+def _page(folder: Path, name: str, entries: Sequence[Entry], done: Sequence[Mapping[str, Any]], cohorts: Mapping[str, Any], seed: int) -> Path:
+    """metrics.json, manifest.json and index.html."""
+    manifest = {
+        "report": name,
+        "simulated": any(cohort.simulated for cohort in cohorts.values()),
+        "seed": seed,
+        "versions": versions(),
+        "cohorts": {
+            dataset: {
+                "title": cohort.label_text,
+                "samples": len(cohort),
+                "groups": int(cohort.table["patient"].nunique()),
+                "fingerprint": cohort.fingerprint,
+                "simulated": cohort.simulated,
+                "licence": cohort.licence,
+                "attribution": cohort.attribution,
+                "settings": dict(cohort.settings),
+            }
+            for dataset, cohort in cohorts.items()
+        },
+        "notebooks": [{key: record.get(key) for key in ("name", "state", "seconds", "error")} for record in done],
+        "stages": _stage_seconds(),
+        "parameters": {entry.name: stage_params()[entry.notebook].checked(entry.parameters).rows() for entry in entries},
+    }
+    wanted = {entry.name for entry in entries}
+    index = [entry for entry in read_index(folder) if entry["stage"] in wanted]
+    metrics = {}
+    for entry in entries:
+        path = folder / "index" / f"{entry.name}.json"
+        if path.exists():
+            metrics[entry.name] = json.loads(path.read_text()).get("metrics", {})
+    write_json(folder / "metrics.json", metrics)
+    write_json(folder / "manifest.json", manifest)
+    titles = ", ".join(cohort.label_text for cohort in cohorts.values())
+    return build_page(folder, title=f"medkd report: {titles}", manifest=manifest, entries=index, notebooks=[dict(record) for record in done])
+
+
+def _stage_seconds() -> list[dict[str, Any]]:
+    """Wall time of every unit in the run store."""
+    found = []
+    for path in sorted(runs_dir().glob("*/*/run.json")):
+        record = json.loads(path.read_text())
+        found.append({"stage": record["stage"], "unit": record["title"], "key": record["key"], "seconds": record["seconds"], "finished": record["finished"]})
+    return found
+
+
+def _key(entry: Entry, cohort: str) -> str:
+    """Changes when the notebook, its parameters, the package's code or the cohort's content change."""
+    digest = hashlib.sha256(json.dumps(entry.parameters, sort_keys=True).encode() + cohort.encode())
+    digest.update((home() / "notebooks" / f"{entry.notebook}.ipynb").read_bytes())
+    for path in sorted(Path(medkd.__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _state_path(folder: Path, entry: Entry) -> Path:
+    return folder / "notebooks" / f"{entry.name}.json"
+
+
+def _state(folder: Path, entry: Entry) -> dict[str, Any]:
+    try:
+        return json.loads(_state_path(folder, entry).read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+

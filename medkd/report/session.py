@@ -1,0 +1,30 @@
+"""The first call of a notebook: style, cohort and the place where figures and tables go."""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import version
+
+from medkd.data.cohort import Cohort
+from medkd.paths import reports_dir
+from medkd.report.artifacts import Artifacts
+from medkd.report.figures import use_style
+from medkd.stages.context import cohort_of
+from medkd.stages.params import StageParams
+
+
+def begin(params: StageParams) -> tuple[Cohort, Artifacts]:
+    """The cohort that the parameters name, and the artefacts of this stage on it; prints what runs on what.
+
+    Raises:
+        DataError: the cohort cannot be read, see `medkd.data.registry.load_cohort`.
+    """
+    import torch
+
+    use_style()
+    cohort = cohort_of(params.dataset, params.root)
+    out = Artifacts(reports_dir() / params.report, f"{params.stage}.{params.dataset}", simulated=cohort.simulated)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
+    print(f"medkd {version('medkd')}, torch {torch.__version__}, {device}")
+    print(f"{cohort.label_text}: {len(cohort)} samples of {cohort.table['patient'].nunique()} {cohort.group}s, content {cohort.fingerprint}")
+    return cohort, out

@@ -1,0 +1,80 @@
+"""Stage 04: MoCo learns a representation on the common classes without their labels (URL)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from medkd.data.folds import split_rows
+from medkd.evaluation.predict import encode
+from medkd.evaluation.probes import collapse_std, knn_accuracy
+from medkd.files import write_table, write_tensors
+from medkd.stages.context import Context, seed_for
+from medkd.stages.paired import tensor_rows
+from medkd.stages.rare import ContrastParams, build_moco, images_of, optimiser, schedule_of
+from medkd.stages.store import Run, Unit, load_or_make
+from medkd.training.loop import fit
+from medkd.training.moco import MocoStep
+
+VERSION = 1
+PROBE_ROWS = 2000
+"""The kNN monitor looks at no more common images than this, so that it stays cheap on large cohorts."""
+
+
+class MocoParams(ContrastParams):
+    """Parameters of the URL stage."""
+
+    stage: ClassVar[str] = "04_moco_url"
+
+
+def pretrain(params: MocoParams) -> Run:
+    """The finished URL run: loaded if it exists, trained if not."""
+    context = Context.of(params, "rare")
+    unit = Unit(params.stage, VERSION, params.config(), context.cohort.fingerprint, title="MoCo URL")
+    return load_or_make(unit, lambda folder: _train(context, folder))
+
+
+def _train(context: Context, folder: Path) -> dict[str, Any]:
+    params, cohort, device = context.params, context.cohort, context.device
+    base = cohort.rows_of(cohort.base_classes)
+    images, moco = images_of(context), build_moco(context, "url")
+    bank, probe = _probe_rows(context, base)
+    labels = cohort.labels
+
+    def monitor(features: np.ndarray) -> dict[str, float]:
+        train, held_out = features[: len(bank)], features[len(bank) :]
+        accuracy = knn_accuracy(train, labels[bank], held_out, labels[probe])
+        return {"knn_accuracy": accuracy, "feature_std": collapse_std(features)}
+
+    step = MocoStep(moco, images, validate=monitor, validation_rows=tensor_rows(np.concatenate([bank, probe])), device=device, precision=params.precision)
+    history = fit(
+        step,
+        tensor_rows(base),
+        optimiser(moco.parameters(), params),
+        epochs=params.epochs,
+        batch_size=params.batch_size,
+        schedule=schedule_of(params),
+        seed=seed_for(params.seed, "url"),
+        folder=folder,
+        title="MoCo URL",
+    )
+    everything = torch.arange(len(cohort))
+    features = encode(moco.query_encoder, images, everything, device=device, precision=params.precision)
+    write_table(folder / "history.csv", history)
+    write_table(folder / "ids.csv", cohort.table[["id"]])
+    write_tensors(folder / "features.safetensors", {"features": torch.from_numpy(features)})
+    write_tensors(folder / "model.safetensors", moco.query_encoder.state_dict())
+    last = history.iloc[-1]
+    return {"n_train": len(base), "loss": float(last["loss"]), "knn_accuracy": float(last["knn_accuracy"]), "feature_std": float(last["feature_std"])}
+
+
+def _probe_rows(context: Context, base: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Common images of the kNN monitor: a bank, and held-out ones of other lesions."""
+    cohort, seed = context.cohort, context.params.seed
+    if len(base) > PROBE_ROWS:
+        base = np.sort(np.random.default_rng(seed_for(seed, "probe")).choice(base, PROBE_ROWS, replace=False))
+    split = split_rows(cohort.take(base), fold=0, n_folds=4, seed=seed)
+    return base[np.sort(np.concatenate([split.train, split.val]))], base[split.test]

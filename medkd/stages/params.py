@@ -1,0 +1,115 @@
+"""Stage parameters: one pydantic class a stage, from which notebook cell, command line and report table come."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from medkd.errors import ParameterError
+
+
+def shared(default: Any, description: str, **limits: Any) -> Any:
+    """A field that a stage hands on to its upstream stages, so that one value serves the whole chain."""
+    return Field(default, description=description, json_schema_extra={"shared": True}, **limits)
+
+
+def unkeyed(default: Any, description: str, **limits: Any) -> Any:
+    """A shared field that does not change a result (where files lie, which device), and is left out of run keys."""
+    return Field(default, description=description, json_schema_extra={"shared": True, "unkeyed": True}, **limits)
+
+
+class StageParams(BaseModel):
+    """Parameters of one stage; frozen and strict about names.
+
+    A subclass names its notebook in `stage` and lists in `upstream` the stages whose results it needs: a field of
+    that name holds the upstream parameters that differ from their defaults.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    stage: ClassVar[str] = ""
+    upstream: ClassVar[dict[str, type[StageParams]]] = {}
+
+    dataset: str = shared("phantom-glioma", "cohort by name; `medkd data list` shows them")
+    root: str = unkeyed("", "folder with the publisher's files; empty for a simulated cohort")
+    report: str = unkeyed("interactive", "folder under reports/ that figures and tables go to")
+    device: str = unkeyed("auto", '"auto", "cuda", "cuda:1" or "cpu"')
+    seed: int = shared(0, "seeds splits, weights, shuffling and augmentation", ge=0)
+
+    @classmethod
+    def collect(cls, namespace: Mapping[str, Any]) -> Self:
+        """Parameters from a notebook's variables: `params = TeacherParams.collect(globals())`.
+
+        Raises:
+            ParameterError: a value is of the wrong type or out of range; names parameter, value and what is allowed.
+        """
+        return cls.checked({name: namespace[name] for name in cls.model_fields if name in namespace})
+
+    @classmethod
+    def checked(cls, values: Mapping[str, Any]) -> Self:
+        """Parameters from a mapping; unknown names are refused with the nearest known one.
+
+        Raises:
+            ParameterError: see `collect`; also for an unknown name.
+        """
+        for name in values:
+            if name not in cls.model_fields:
+                near = difflib.get_close_matches(name, cls.model_fields, n=1)
+                hint = f'; did you mean "{near[0]}"?' if near else "."
+                raise ParameterError(f'unknown parameter "{name}" for {cls.stage}{hint} Known: {", ".join(sorted(cls.model_fields))}')
+        try:
+            params = cls(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "parameters"
+            raise ParameterError(f"{cls.stage}: {where} = {first['input']!r} is not allowed: {first['msg']}") from None
+        for name in cls.upstream:
+            params.of(name)  # a wrong upstream parameter fails here, not after an hour of training
+        return params
+
+    def of(self, upstream: str) -> StageParams:
+        """Parameters of an upstream stage: this stage's shared values, then the overrides in the field of that name."""
+        target = self.upstream[upstream]
+        handed_on = {name: getattr(self, name) for name, field in type(self).model_fields.items() if _extra(field, "shared") and name in target.model_fields}
+        handed_on |= {name: getattr(self, name) for name in self.upstream if name in target.model_fields}
+        return target.checked(handed_on | getattr(self, upstream))
+
+    def config(self) -> dict[str, Any]:
+        """What a result depends on: every value but where files lie, on which device, and the upstream overrides."""
+        left_out = {name for name, field in type(self).model_fields.items() if _extra(field, "unkeyed")} | set(self.upstream)
+        return self.model_dump(mode="json", exclude=left_out)
+
+    @classmethod
+    def cell(cls) -> str:
+        """Source of the notebook's `parameters` cell."""
+        lines = [f"# parameters of {cls.stage}, rendered from medkd.stages.{cls.__name__}; the defaults are the quick settings"]
+        for name, field in cls.model_fields.items():
+            value = field.get_default(call_default_factory=True)
+            lines.append(f"{name}: {_type_name(value)} = {_literal(value)}  # {field.description}")
+        return "\n".join(lines)
+
+    def rows(self) -> list[dict[str, str]]:
+        """One row a parameter (name, value, default, meaning) for the report."""
+        return [
+            {"parameter": name, "value": str(getattr(self, name)), "default": str(field.get_default(call_default_factory=True)), "meaning": field.description or ""}
+            for name, field in type(self).model_fields.items()
+        ]
+
+
+def _extra(field: Any, key: str) -> bool:
+    return bool((field.json_schema_extra or {}).get(key))
+
+
+def _type_name(value: Any) -> str:
+    return type(value).__name__
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_literal(item) for item in value) + "]"
+    return repr(value)

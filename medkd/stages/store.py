@@ -1,0 +1,142 @@
+"""The run store: a unit's finished result in a folder keyed by its configuration, its cohort and its upstream units."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+
+from medkd.files import write_json
+from medkd.paths import runs_dir
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished unit: its folder, what made it and what came out.
+
+    Attributes:
+        folder: where its files lie.
+        stage: the stage that made it. key: its name in the store.
+        config: the configuration its key was made of.
+        metrics: numbers of the run, JSON values.
+        upstream: keys of the units it was made from.
+        seconds: wall time of the making.
+        made: False if it was found in the store.
+    """
+
+    folder: Path
+    stage: str
+    key: str
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+    upstream: tuple[str, ...]
+    seconds: float
+    made: bool = field(default=False, compare=False)
+
+    def table(self, name: str) -> pd.DataFrame:
+        """The table `name`.csv of the run; ids stay strings."""
+        return pd.read_csv(self.folder / f"{name}.csv", dtype={"id": str, "patient": str, "roi": str})
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of `name`.safetensors, on the CPU."""
+        from safetensors.torch import load_file
+
+        return load_file(self.folder / f"{name}.safetensors")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One job of a stage, before it is run.
+
+    Attributes:
+        stage: stage name. version: raised when the stage's code changes its results.
+        config: JSON values that decide the result.
+        cohort: fingerprint of the cohort's content.
+        upstream: finished runs it reads.
+        title: how progress lines call it.
+    """
+
+    stage: str
+    version: int
+    config: Mapping[str, Any]
+    cohort: str
+    upstream: Sequence[Run] = ()
+    title: str = ""
+
+    @property
+    def key(self) -> str:
+        """Sixteen hex digits over everything the result depends on."""
+        parts = {
+            "stage": self.stage,
+            "version": self.version,
+            "config": dict(self.config),
+            "cohort": self.cohort,
+            "upstream": [run.key for run in self.upstream],
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def folder(self) -> Path:
+        """Where the result lies or will lie."""
+        return runs_dir() / self.stage / self.key
+
+
+def load(unit: Unit) -> Run | None:
+    """The finished run of this unit, or None if there is none (an unfinished folder does not count)."""
+    return load_folder(unit.folder)
+
+
+def load_folder(folder: Path) -> Run | None:
+    """The finished run in this folder, or None."""
+    try:
+        record = json.loads((folder / "run.json").read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return Run(folder, record["stage"], record["key"], record["config"], record["metrics"], tuple(record["upstream"]), record["seconds"])
+
+
+def load_or_make(unit: Unit, make: Callable[[Path], dict[str, Any]]) -> Run:
+    """Load the unit's run, or make it: `make(folder)` writes its files and returns its metrics.
+
+    Two processes that want the same unit do not make it twice: the second waits and loads. `make` finds in the
+    folder what an interrupted attempt left (its checkpoint), and `run.json` is written last, by rename.
+    """
+    if (run := load(unit)) is not None:
+        return run
+    unit.folder.mkdir(parents=True, exist_ok=True)
+    with _locked(unit.folder / ".lock"):
+        if (run := load(unit)) is not None:  # another process finished it while this one waited
+            return run
+        start = time.monotonic()
+        metrics = make(unit.folder)
+        seconds = round(time.monotonic() - start, 3)
+        record = {
+            "stage": unit.stage,
+            "key": unit.key,
+            "title": unit.title,
+            "version": unit.version,
+            "config": dict(unit.config),
+            "cohort": unit.cohort,
+            "upstream": [run.key for run in unit.upstream],
+            "metrics": metrics,
+            "seconds": seconds,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%S"),
+        }
+        write_json(unit.folder / "run.json", record)
+    return Run(unit.folder, unit.stage, unit.key, dict(unit.config), metrics, tuple(record["upstream"]), seconds, made=True)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # released by the system when the process ends, however it ends
+        yield

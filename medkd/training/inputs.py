@@ -1,0 +1,97 @@
+"""What a network is fed: rows of a cohort as augmented or plain tensors on the device."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medkd.data.cohort import Cohort
+from medkd.data.views import Augment, plain_view
+
+RESIDENT_BYTES = 2**31
+"""Images up to this size are copied to the GPU once; larger sets are read from the memory map batch by batch."""
+
+
+class Modality(Protocol):
+    """One modality of a cohort, ready for a network."""
+
+    def augmented(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """A random view of each of these rows."""
+
+    def plain(self, rows: Tensor) -> Tensor:
+        """The rows as they are."""
+
+
+class ImageModality:
+    """Images held as uint8, augmented by batch on the device.
+
+    Args:
+        images: uint8, shape (n, size, size, 3), may be a memory map.
+        augment: how random views are made.
+        device: where batches go.
+    """
+
+    def __init__(self, images: np.ndarray, augment: Augment, device: torch.device) -> None:
+        self.augment, self.device = augment, device
+        self.images = torch.from_numpy(np.asarray(images)) if images.flags.writeable else _read_only(images)
+        if device.type != "cpu" and self.images.nbytes <= RESIDENT_BYTES:
+            self.images = self.images.to(device)
+
+    def raw(self, rows: Tensor) -> Tensor:
+        """Pixels of the rows on the device, uint8, shape (n_rows, size, size, 3)."""
+        return self.images[rows.to(self.images.device)].to(self.device, non_blocking=True)
+
+    def augmented(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """A random view of each row, float in [0, 1], shape (n_rows, 3, size, size)."""
+        return self.augment(self.raw(rows), generator)
+
+    def plain(self, rows: Tensor) -> Tensor:
+        """The rows without augmentation, float in [0, 1], shape (n_rows, 3, size, size)."""
+        return plain_view(self.raw(rows))
+
+
+class VectorModality:
+    """Vectors, imputed with the median and standardised by mean and SD of the training rows only.
+
+    Args:
+        values: shape (n, d), float32, NaN where missing.
+        train_rows: rows whose statistics are used; a column that is constant there becomes zero.
+        device: where batches go.
+    """
+
+    def __init__(self, values: np.ndarray, train_rows: np.ndarray, device: torch.device) -> None:
+        train = values[train_rows]
+        known = ~np.isnan(train).all(axis=0)
+        median = np.zeros(values.shape[1], np.float32)
+        median[known] = np.nanmedian(train[:, known], axis=0)
+        filled = np.where(np.isnan(values), median, values)
+        mean, sd = filled[train_rows].mean(axis=0), filled[train_rows].std(axis=0)
+        scaled = (filled - mean) / np.where(sd > 1e-6, sd, np.inf)
+        self.values = torch.from_numpy(scaled.astype(np.float32)).to(device)
+
+    def augmented(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """The rows themselves: both views of a vector are the same (GMCD does not corrupt omics)."""
+        return self.plain(rows)
+
+    def plain(self, rows: Tensor) -> Tensor:
+        """Standardised rows, shape (n_rows, d)."""
+        return self.values[rows.to(self.values.device)]
+
+
+def modality(cohort: Cohort, name: str, *, size: int, augment: Augment, train_rows: np.ndarray, device: torch.device) -> Modality:
+    """The modality `name` of a cohort, image or vector."""
+    if name in cohort.vectors:
+        return VectorModality(cohort.vectors[name].values, train_rows, device)
+    return ImageModality(cohort.images[name].load(size), augment, device)
+
+
+def _read_only(images: np.ndarray) -> Tensor:
+    """A tensor over a read-only memory map; nothing writes to it, so torch's warning does not apply."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(images)

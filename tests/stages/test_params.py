@@ -1,0 +1,61 @@
+"""Stage parameters: one class is the source of notebook cell, checks and hand-over."""
+
+import re
+
+import pytest
+
+from medkd.errors import ParameterError
+from medkd.stages import DistillationParams, EvaluationParams, MocoParams, SelfDistillationParams, TeacherParams, stage_params
+
+
+def test_every_parameter_is_typed_and_explained_in_the_cell():
+    for cls in stage_params().values():
+        lines = cls.cell().splitlines()[1:]
+        assert len(lines) == len(cls.model_fields)
+        for line in lines:
+            assert re.fullmatch(r"\w+: (str|int|float|bool|list|dict) = .+  # .{8,}", line), line
+
+
+def test_the_rendered_cell_holds_the_defaults():
+    for cls in stage_params().values():
+        namespace = {}
+        exec(cls.cell(), namespace)
+        assert cls.collect(namespace) == cls()
+
+
+def test_unknown_parameter_names_the_nearest():
+    with pytest.raises(ParameterError, match='unknown parameter "tempreature" for 03_distillation; did you mean "temperature"'):
+        DistillationParams.checked({"tempreature": 2.0})
+
+
+def test_value_out_of_range_names_parameter_and_value():
+    with pytest.raises(ParameterError, match=r"02_teacher_training: epochs = 0 is not allowed"):
+        TeacherParams.checked({"epochs": 0})
+
+
+def test_a_wrong_upstream_parameter_is_refused_by_the_stage_that_hands_it_on():
+    with pytest.raises(ParameterError, match='unknown parameter "epoch" for 02_teacher_training'):
+        DistillationParams.checked({"teacher": {"epoch": 3}})
+
+
+def test_shared_values_reach_the_upstream_stage_and_its_own_do_not():
+    teacher = DistillationParams(seed=3, image_size=64, epochs=7, teacher={"lr": 0.5}).of("teacher")
+    assert (teacher.seed, teacher.image_size, teacher.lr) == (3, 64, 0.5)
+    assert teacher.epochs == TeacherParams().epochs
+
+
+def test_overrides_pass_through_two_stages():
+    params = EvaluationParams(dataset="phantom-rare-skin", moco={"epochs": 2}, k_shots=[1])
+    students = params.of("self_distillation")
+    assert isinstance(students, SelfDistillationParams)
+    assert students.k_shots == [1]
+    assert isinstance(students.of("moco"), MocoParams)
+    assert students.of("moco").epochs == 2
+    assert students.of("pseudo_labels").of("moco").epochs == 2
+
+
+def test_configuration_leaves_out_what_does_not_change_a_result():
+    one = TeacherParams(device="cpu", report="a", root="/x").config()
+    assert one == TeacherParams(device="auto", report="b", root="/y").config()
+    assert one != TeacherParams(seed=1).config()
+    assert not {"device", "root", "report", "folds"} & one.keys()

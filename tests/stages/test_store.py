@@ -1,0 +1,98 @@
+"""The run store: finished means run.json, and a key holds all that a result depends on."""
+
+import json
+import multiprocessing
+import time
+
+import pandas as pd
+import pytest
+import torch
+
+from medkd.files import write_json, write_table, write_tensors
+from medkd.stages.store import Unit, load, load_or_make
+
+
+def unit(**changes) -> Unit:
+    return Unit(**({"stage": "02_teacher_training", "version": 1, "config": {"lr": 0.1}, "cohort": "abc"} | changes))
+
+
+def test_a_made_run_is_loaded_the_second_time(project):
+    calls = []
+
+    def make(folder):
+        calls.append(folder)
+        write_table(folder / "history.csv", pd.DataFrame({"id": ["007"], "loss": [0.5]}))
+        write_tensors(folder / "model.safetensors", {"w": torch.arange(3.0)})
+        return {"auc": 0.75}
+
+    first, second = load_or_make(unit(), make), load_or_make(unit(), make)
+    assert len(calls) == 1
+    assert (first.made, second.made) == (True, False)
+    assert second.metrics == {"auc": 0.75}
+    assert second.table("history")["id"].tolist() == ["007"]
+    assert second.tensors("model")["w"].tolist() == [0.0, 1.0, 2.0]
+
+
+def test_a_failed_making_is_not_taken_for_finished_and_keeps_its_files(project):
+    def fail(folder):
+        (folder / "checkpoint.json").write_text("{}")
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError):
+        load_or_make(unit(), fail)
+    assert load(unit()) is None
+    assert load_or_make(unit(), lambda folder: {"found": (folder / "checkpoint.json").exists()}).metrics == {"found": True}
+
+
+def test_a_half_written_record_does_not_count(project):
+    unit().folder.mkdir(parents=True)
+    (unit().folder / "run.json").write_text('{"stage": "02')
+    assert load(unit()) is None
+
+
+def test_every_part_of_a_unit_changes_its_key(project):
+    upstream = load_or_make(unit(stage="01"), lambda folder: {})
+    keys = {
+        unit().key,
+        unit(version=2).key,
+        unit(config={"lr": 0.2}).key,
+        unit(cohort="abd").key,
+        unit(stage="03_distillation").key,
+        unit(upstream=[upstream]).key,
+    }
+    assert len(keys) == 6
+    assert unit(title="another").key == unit().key
+
+
+def _slow_make(folder):
+    with (folder / "calls").open("a") as calls:
+        calls.write("x")
+    time.sleep(0.3)
+    return {}
+
+
+def _make_in_process(home):
+    import os
+
+    os.environ["MEDKD_HOME"] = home
+    load_or_make(unit(), _slow_make)
+
+
+def test_two_processes_make_a_unit_once(project):
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_make_in_process, args=(str(project),)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert (unit().folder / "calls").read_text() == "x"
+
+
+def test_json_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]

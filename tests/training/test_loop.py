@@ -1,0 +1,102 @@
+"""The training loop: batches, schedule, selection, resume and bad losses."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from medkd.errors import TrainingError
+from medkd.training import loop
+from medkd.training.loop import cosine_decay, fit, linear_decay, step_decay
+
+
+class LineStep:
+    """Fits a line with dropout and noise, so that every source of randomness takes part."""
+
+    def __init__(self, stop_after: int | None = None, scores=None):
+        torch.manual_seed(0)
+        self.modules = nn.Sequential(nn.Dropout(0.3), nn.Linear(4, 1))
+        self.device = torch.device("cpu")
+        self.seen, self.stop_after, self.scores, self.n_validations = [], stop_after, scores, 0
+
+    def start(self, generator):
+        self.generator = generator
+
+    def loss(self, rows, progress):
+        self.seen += rows.tolist()
+        x = torch.nn.functional.one_hot(rows % 4, 4) + 0.1 * torch.randn(len(rows), 4, generator=self.generator)
+        return F.mse_loss(self.modules(x).squeeze(1), rows.float()), {}
+
+    def after_step(self):
+        pass
+
+    def validate(self):
+        self.n_validations += 1
+        if self.stop_after and self.n_validations > self.stop_after:
+            raise KeyboardInterrupt
+        return {"score": self.scores[self.n_validations - 1]} if self.scores else {}
+
+
+def train(step, folder, epochs=6, **changes):
+    optimizer = torch.optim.Adam(step.modules.parameters(), lr=0.05)
+    options = {"batch_size": 3, "schedule": linear_decay, "seed": 1, "folder": folder, "title": "line", "checkpoint_seconds": -1.0}
+    return fit(step, torch.arange(10), optimizer, epochs=epochs, **(options | changes))
+
+
+def test_an_interrupted_run_ends_bit_for_bit_like_an_uninterrupted_one(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    whole, broken, resumed = LineStep(), LineStep(stop_after=3), LineStep()
+    history = train(whole, tmp_path / "a")
+    with pytest.raises(KeyboardInterrupt):
+        train(broken, tmp_path / "b")
+    again = train(resumed, tmp_path / "b")
+    assert history["loss"].tolist() == again["loss"].tolist()
+    for name, tensor in whole.modules.state_dict().items():
+        assert torch.equal(tensor, resumed.modules.state_dict()[name])
+    assert len(resumed.seen) == 3 * 9  # three epochs, three batches of three: the first three epochs were not repeated
+
+
+def test_no_checkpoint_is_left_behind(tmp_path):
+    train(LineStep(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_each_row_is_seen_once_an_epoch_and_the_last_short_batch_dropped(tmp_path):
+    step = LineStep()
+    train(step, tmp_path, epochs=1)
+    assert len(step.seen) == len(set(step.seen)) == 9
+
+
+def test_the_epoch_with_the_best_validation_number_is_kept(tmp_path):
+    (tmp_path / "short").mkdir()
+    best, short = LineStep(scores=[0.1, 0.9, 0.5]), LineStep(scores=[0.1, 0.9])
+    train(best, tmp_path, epochs=3, select="score", schedule=lambda epoch, n: 1.0)
+    train(short, tmp_path / "short", epochs=2, schedule=lambda epoch, n: 1.0)
+    for name, tensor in best.modules.state_dict().items():
+        assert torch.equal(tensor, short.modules.state_dict()[name])
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_rows(tmp_path):
+    class Broken(LineStep):
+        def loss(self, rows, progress):
+            loss, _ = super().loss(rows, progress)
+            return loss / 0.0 * 0.0, {"mse": loss}
+
+    with pytest.raises(TrainingError, match=r"line, epoch 1, step 1: the loss is not finite \(mse .*rows \["):
+        train(Broken(), tmp_path)
+
+
+def test_fewer_rows_than_a_batch_are_refused(tmp_path):
+    with pytest.raises(TrainingError, match="10 training rows are fewer than batch_size = 64"):
+        train(LineStep(), tmp_path, batch_size=64)
+
+
+def test_schedules_have_the_published_endpoints():
+    """Xing et al. 2023: 5e-4 falls from 4.839e-4 to 1.613e-5 over 30 epochs; MoCo v1: times .1 at 120 and 160 of 200."""
+    assert 5e-4 * linear_decay(0, 30) == pytest.approx(4.839e-4, rel=1e-3)
+    assert 5e-4 * linear_decay(29, 30) == pytest.approx(1.613e-5, rel=1e-3)
+    assert [round(step_decay(epoch, 200), 6) for epoch in (119, 120, 159, 160)] == [1, 0.1, 0.1, 0.01]
+    assert cosine_decay(0, 10) == pytest.approx(1)
+    assert cosine_decay(5, 10) == pytest.approx(0.5, abs=1e-6)
+    assert set(loop.SCHEDULES) == {"linear", "step", "cosine"}
