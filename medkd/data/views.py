@@ -21,24 +21,14 @@ Range = tuple[float, float]
 
 
 class ViewDraw(NamedTuple):
-    """The random numbers of one view of n images.
+    """The random numbers of one view of n images."""
 
-    Attributes:
-        box: crop as top, left, height, width in pixels, shape (n, 4), float32.
-        flip: vertical, horizontal; shape (n, 2), bool.
-        factors: brightness, contrast, saturation (1 changes nothing) and hue shift in turns (0 changes nothing);
-            shape (n, 4).
-        order: which of the four comes first, second, ...; shape (n, 3), or (n, 4) with hue; int64.
-        grey: image loses its colour, shape (n,), bool.
-        sigma: standard deviation of the blur in pixels, 0 for none, shape (n,).
-    """
-
-    box: Tensor
-    flip: Tensor
-    factors: Tensor
-    order: Tensor
-    grey: Tensor
-    sigma: Tensor
+    box: Tensor  # crop as top, left, height, width in whole pixels, (n, 4), float32
+    flip: Tensor  # vertical, horizontal; (n, 2), bool
+    factors: Tensor  # brightness, contrast, saturation (1 is neutral), hue shift in turns (0 is neutral); (n, 4)
+    order: Tensor  # which of the four comes first, second, ...; (n, 3), or (n, 4) with hue; int64
+    grey: Tensor  # the image loses its colour, (n,), bool
+    sigma: Tensor  # standard deviation of the blur in pixels, 0 for none, (n,)
 
 
 @dataclass(frozen=True)
@@ -71,20 +61,13 @@ class Augment:
     vflip_p: float = 0.0
 
     def __post_init__(self) -> None:
+        scale, ratio, sigma = self.crop_scale, self.crop_ratio, self.blur_sigma
         shares = ("jitter_p", "grayscale_p", "blur_p", "hflip_p", "vflip_p", "brightness", "contrast", "saturation")
         checks = [(name, 0 <= getattr(self, name) <= 1, "between 0 and 1") for name in shares] + [
             ("hue", 0 <= self.hue <= 0.5, "between 0 and 0.5 turns"),
-            (
-                "crop_scale",
-                0 < self.crop_scale[0] <= self.crop_scale[1] <= 1,
-                "two ascending shares of the area, in (0, 1]",
-            ),
-            (
-                "crop_ratio",
-                0 < self.crop_ratio[0] <= 1 <= self.crop_ratio[1],
-                "two numbers above 0 with 1 between them",
-            ),
-            ("blur_sigma", 0 < self.blur_sigma[0] <= self.blur_sigma[1], "two ascending numbers above 0"),
+            ("crop_scale", 0 < scale[0] <= scale[1] <= 1, "two ascending shares of the area, in (0, 1]"),
+            ("crop_ratio", 0 < ratio[0] <= 1 <= ratio[1], "two numbers above 0 with 1 between them"),
+            ("blur_sigma", 0 < sigma[0] <= sigma[1], "two ascending numbers above 0"),
         ]
         for name, is_fine, expected in checks:
             if not is_fine:

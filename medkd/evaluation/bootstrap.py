@@ -16,7 +16,7 @@ from medkd.errors import DataError, ParameterError
 from medkd.evaluation.metrics import check_predictions
 
 LEVEL = 0.95
-CHUNK_ELEMENTS = 4_000_000  # weights held at once (float64: 32 MB), so memory does not grow with n_resamples
+CHUNK_ELEMENTS = 250_000  # weights held at once: float64 in 2 MB stay in the cache, several times faster than 32 MB
 
 Statistic = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """weights (n, n_resamples) float, labels (n,), probabilities (n, n_classes) -> values (n_resamples,)."""
@@ -116,7 +116,8 @@ def resample_weights(groups: np.ndarray, n_resamples: int, seed: int) -> Iterato
 
     Args:
         groups: group of each row, shape (n,).
-        n_resamples: total number of resamples. seed: of the draws.
+        n_resamples: total number of resamples.
+        seed: of the draws.
 
     Yields:
         Integer counts as float64, shape (n, block): rows of one group share their counts, and the counts of the
@@ -201,12 +202,19 @@ def _mean_over_classes(values: np.ndarray) -> np.ndarray:
 
 
 def _resampled(
-    predictions: list[np.ndarray], labels: np.ndarray, groups: np.ndarray, names: Sequence[str], n_resamples: int, seed: int
+    predictions: list[np.ndarray],
+    labels: np.ndarray,
+    groups: np.ndarray,
+    names: Sequence[str],
+    n_resamples: int,
+    seed: int,
 ) -> dict[tuple[int, str], np.ndarray]:
     """Statistics of every resample by (number of the predictions, name), each (n_resamples,); nan with one group."""
     groups = np.asarray(groups)
     if groups.shape != labels.shape or pd.isna(groups).any():
-        raise DataError(f"each of the {len(labels)} samples needs its group (patient or lesion), and none may be missing")
+        raise DataError(
+            f"each of the {len(labels)} samples needs its group (patient or lesion), and none may be missing"
+        )
     if n_resamples < 1:
         raise ParameterError(f"n_resamples must be at least 1; got {n_resamples}")
     keys = [(i, name) for i in range(len(predictions)) for name in names]

@@ -8,13 +8,11 @@ from medkd.errors import DataError
 from medkd.evaluation.probes import unit_rows
 
 
-def umap_embedding(
-    features: np.ndarray, *, seed: int = 0, n_neighbors: int = 15, min_dist: float = 0.1
-) -> np.ndarray:
+def umap_embedding(features: np.ndarray, *, seed: int = 0, n_neighbors: int = 15, min_dist: float = 0.1) -> np.ndarray:
     """UMAP of L2-normalised features; the same seed gives the same bits on the same machine.
 
-    A seed alone does not make UMAP repeatable: on well separated classes its spectral initialisation underflows and
-    each fit differs (lmcinnes/umap#544). It therefore starts from the principal components.
+    It starts from the principal components: UMAP's own spectral start has been reported to differ from fit to fit on
+    well separated classes, in spite of a seed (lmcinnes/umap#544).
 
     Args:
         features: shape (n, d), n >= 4, d >= 2.

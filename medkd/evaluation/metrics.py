@@ -20,7 +20,7 @@ LEVELS: dict[str, tuple[str, ...]] = {
     "roi": ("patient", "roi"),
     "patient": ("patient",),
 }
-"""The columns that name one sample of each level, widest group first."""
+"""The columns that name one sample of each level."""
 
 
 def classification_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float | list[float]]:
@@ -77,7 +77,12 @@ def check_predictions(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np
         DataError: as `classification_metrics`.
     """
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
-    if probabilities.ndim != 2 or probabilities.shape[1] < 2 or labels.shape != probabilities.shape[:1] or not len(labels):
+    if (
+        probabilities.ndim != 2
+        or probabilities.shape[1] < 2
+        or labels.shape != probabilities.shape[:1]
+        or not len(labels)
+    ):
         raise DataError(
             f"expected labels (n,) and probabilities (n, n_classes) with n >= 1 and n_classes >= 2; "
             f"got {labels.shape} and {probabilities.shape}"
@@ -127,7 +132,7 @@ def aggregate(predictions: pd.DataFrame, level: Level) -> pd.DataFrame:
 
     Raises:
         ParameterError: if `level` is unknown.
-        DataError: if a column is missing, or samples of one group have different labels.
+        DataError: if a column or a name is missing, or samples of one group have different labels.
     """
     if level not in LEVELS:
         raise ParameterError(f'level must be "image", "roi" or "patient"; got {level!r}')
@@ -138,6 +143,8 @@ def aggregate(predictions: pd.DataFrame, level: Level) -> pd.DataFrame:
             f"the predictions lack the column(s) {', '.join(missing or ['p_0, p_1, ...'])}; "
             "expected id, roi, patient, label and one p_<class index> a class"
         )
+    if predictions[["id", "roi", "patient"]].isna().any(axis=None):
+        raise DataError("the predictions have samples without id, roi or patient; repeat the id where there is no roi")
     frame = predictions
     for step in ("image", "roi", "patient"):
         groups = frame.groupby(list(LEVELS[step]), sort=False)

@@ -19,8 +19,10 @@ def knn_accuracy(
     """Accuracy of a weighted vote of the k nearest training rows in cosine similarity, without any training.
 
     Args:
-        train_features: shape (n_train, d). train_labels: shape (n_train,), int >= 0.
-        features: rows to classify, shape (n, d). labels: shape (n,), int >= 0.
+        train_features: shape (n_train, d).
+        train_labels: shape (n_train,), int >= 0.
+        features: rows to classify, shape (n, d).
+        labels: shape (n,), int >= 0.
         k: neighbours that vote with exp(cosine / 0.1), clipped to n_train.
 
     Returns:
@@ -97,4 +99,6 @@ def unit_rows(features: np.ndarray) -> np.ndarray:
 
 def _check(features: np.ndarray, labels: np.ndarray) -> None:
     if np.ndim(features) != 2 or len(features) != len(labels) or not len(labels):
-        raise DataError(f"expected features (n, d) and labels (n,) with n >= 1; got {np.shape(features)} and {labels.shape}")
+        raise DataError(
+            f"expected features (n, d) and labels (n,) with n >= 1; got {np.shape(features)} and {labels.shape}"
+        )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -64,6 +66,8 @@ def uniformity(features: Tensor) -> Tensor:
         Wang, Isola 2020, eq. 7 with t = 2.
     """
     if len(features) < 2:
-        raise MedkdError(f"uniformity compares pairs of rows and needs two or more; got {len(features)}, enlarge the batch")
+        raise MedkdError(
+            f"uniformity compares pairs of rows and needs two or more; got {len(features)}, enlarge the batch"
+        )
     distances = torch.pdist(features.to(torch.promote_types(features.dtype, torch.float32)))
-    return torch.logsumexp(-2 * distances.pow(2), dim=0) - torch.tensor(float(len(distances))).log()
+    return torch.logsumexp(-2 * distances.pow(2), dim=0) - math.log(len(distances))

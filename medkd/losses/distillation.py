@@ -82,13 +82,16 @@ def similarity_preserving(student: Tensor, teacher: Tensor) -> Tensor:
     return F.mse_loss(*grams)
 
 
-def relational(student: Tensor, teacher: Tensor, *, distance_weight: float = 25.0, angle_weight: float = 50.0) -> Tensor:
+def relational(
+    student: Tensor, teacher: Tensor, *, distance_weight: float = 25.0, angle_weight: float = 50.0
+) -> Tensor:
     """Relational distillation (RKD): smooth L1 between pairwise distances, and between angles of all triples.
 
     Args:
         student: shape (n, ...), flattened after the first dimension; distances are divided by their mean.
         teacher: shape (n, ...).
-        distance_weight: weight of the distances. angle_weight: of the angles (defaults of Tian et al. 2020).
+        distance_weight: weight of the distances (both defaults are those of Tian et al. 2020).
+        angle_weight: weight of the angles.
 
     Source:
         Park et al. 2019, arXiv:1904.05068.
@@ -110,14 +113,14 @@ def probabilistic_transfer(student: Tensor, teacher: Tensor, *, eps: float = 1e-
 
 
 def correlation_congruence(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean |<d_i, d_(i+1)>| of neighbouring rows of d = student - teacher; both (n, d), n >= 2.
+    """Mean <|d_i|, |d_(i+1)|> over neighbouring rows of d = student - teacher; both (n, d), n >= 2.
 
     Source:
         Peng et al. 2019, arXiv:1904.01802, in the form of the RepDistiller benchmark.
     """
     student, teacher = _pair(student, teacher, "have features of the same shape")
-    difference = student - teacher
-    return (difference[:-1] * difference[1:]).sum(dim=1).abs().mean()
+    difference = (student - teacher).abs()
+    return (difference[:-1] * difference[1:]).sum(dim=1).mean()
 
 
 def neuron_selectivity(student: Tensor, teacher: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ def relation_matrix(features: Tensor, eps: float = 1e-12) -> Tensor:
     """Gram matrix of a batch with rows of unit length.
 
     Args:
-        features: shape (b, d). eps: smallest row length that is divided by.
+        features: shape (b, d).
+        eps: smallest row length that is divided by.
 
     Returns:
         Shape (b, b), at least float32; differentiable.
@@ -109,7 +110,13 @@ class LowRankLoss(nn.Module):
     """
 
     def __init__(
-        self, *, weight: float = 0.1, mu: float = 1e-5, max_mu: float = 1.0, growth: float = 1.1, kind: Kind = "weighted"
+        self,
+        *,
+        weight: float = 0.1,
+        mu: float = 1e-5,
+        max_mu: float = 1.0,
+        growth: float = 1.1,
+        kind: Kind = "weighted",
     ) -> None:
         super().__init__()
         if not (weight >= 0 and 0 < mu <= max_mu and growth >= 1):
@@ -151,5 +158,6 @@ def _check(tensor: Tensor, kind: str) -> None:
     _check_kind(kind)
     if tensor.dim() != 3 or tensor.shape[0] != tensor.shape[1]:
         raise MedkdError(
-            f"an affinity tensor has shape (b, b, n_views); got {tuple(tensor.shape)}: stack relation matrices with dim=2"
+            f"an affinity tensor has shape (b, b, n_views), got {tuple(tensor.shape)}; "
+            "stack relation matrices along dim 2"
         )

@@ -11,15 +11,9 @@ from torch.nn import functional as F
 
 from medkd.errors import MedkdError, ParameterError
 
-DENSE_LIMIT = 20_000
-"""Below this many images one product with the whole bank is faster than gathering the contrasted rows."""
-
-MID_RANKS = (30, 100)
-"""Ranks of discrepancy from which "mid" draws."""
-
-CURRICULUM_RANKS = 50
-"""Ranks in each of the three windows of "curriculum"."""
-
+DENSE_LIMIT = 20_000  # below this many images one product with the whole bank is faster than gathering rows
+MID_RANKS = (30, 100)  # ranks of discrepancy from which "mid" draws
+CURRICULUM_RANKS = 50  # ranks in each window of "curriculum"
 Selection = Literal["hard", "mid", "random", "curriculum"]
 
 
@@ -37,19 +31,14 @@ class ContrastiveDistillation(nn.Module):
 
     Args:
         n_images: rows of the banks.
-        student_dim: length of the student's feature. teacher_dim: of the teacher's.
-        embed_dim: length of the embeddings.
-        temperature: tau.
-        momentum: share of the old row when a bank is updated.
+        student_dim, teacher_dim, embed_dim: length of the two features and of the embeddings.
+        temperature: tau. momentum: share of the old row when a bank is updated.
         generator: CPU generator that seeds heads, banks and the draws of positives; None for seed 0.
 
     Attributes:
         bank_student, bank_teacher: buffers, shape (n_images, embed_dim).
         log_z_student, log_z_teacher: buffers, scalars, log of Z; nan before the first batch.
         last_selected: column numbers of the positives used last, anchor first, shape (b, n_selected), or None.
-
-    Raises:
-        ParameterError: if a number is out of its range.
 
     Source:
         Tian et al. 2020 (CRD), arXiv:1910.10699; Xing et al. 2023 (GMCD), DSCD. The released DSCD code lets the
@@ -69,16 +58,14 @@ class ContrastiveDistillation(nn.Module):
     ) -> None:
         super().__init__()
         if not (temperature > 0 and 0 <= momentum < 1):
-            raise ParameterError(
-                f"contrastive distillation needs temperature > 0 and 0 <= momentum < 1; got temperature={temperature}, "
-                f"momentum={momentum}"
-            )
+            got = f"temperature={temperature}, momentum={momentum}"
+            raise ParameterError(f"contrastive distillation needs temperature > 0 and 0 <= momentum < 1; got {got}")
         generator = generator or torch.Generator().manual_seed(0)
         # own stream: several memories may be made from one generator, and each must resume by itself
         self._draws = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
         self.n_images, self.temperature, self.momentum = n_images, temperature, momentum
-        self.embed_student = nn.Linear(student_dim, embed_dim)
-        self.embed_teacher = nn.Linear(teacher_dim, embed_dim)
+        self.embed_student = nn.utils.skip_init(nn.Linear, student_dim, embed_dim)
+        self.embed_teacher = nn.utils.skip_init(nn.Linear, teacher_dim, embed_dim)
         with torch.no_grad():
             for head in (self.embed_student, self.embed_teacher):
                 bound = 1 / math.sqrt(head.in_features)  # what nn.Linear uses, but from our generator
@@ -113,8 +100,7 @@ class ContrastiveDistillation(nn.Module):
             n_positives: P.
             selection: None uses all P; "hard" keeps the anchor and the positives with the largest discrepancy
                 (teacher cosine minus student cosine to the bank's embedding), "mid" draws among ranks 30 to 99,
-                "random" among all, "curriculum" among three windows of 50 ranks, easy to hard. Ranks are clipped
-                where P is small.
+                "random" among all, "curriculum" in windows of 50 ranks, easy to hard; clipped where P is small.
             n_selected: positives kept, the anchor among them (at most P are).
             progress: share of training done, in [0, 1); moves "curriculum" through its windows.
 
@@ -124,11 +110,16 @@ class ContrastiveDistillation(nn.Module):
         Raises:
             MedkdError: if the shapes do not fit, or `selection` or a count is unusable (ParameterError).
         """
-        self._check(student, teacher, rows, contrast_rows, n_positives, selection, n_selected)
+        if not len(student) == len(teacher) == len(rows) == len(contrast_rows):
+            sizes = f"{len(student)}, {len(teacher)}, {len(rows)} and {len(contrast_rows)}"
+            raise MedkdError(f"student, teacher, rows and contrast_rows must hold one batch; got {sizes} rows")
+        if not (1 <= n_positives < contrast_rows.shape[1] and n_selected >= 1):
+            counts = f"n_positives={n_positives}, n_selected={n_selected}, {contrast_rows.shape[1]} contrast columns"
+            raise ParameterError(f"contrast needs a positive, a negative and n_selected of 1 or more; got {counts}")
+        if selection not in (None, "hard", "mid", "random", "curriculum"):
+            raise ParameterError(f'selection "{selection}" is unknown; use "hard", "mid", "random" or "curriculum"')
         with torch.autocast(student.device.type, enabled=False):
             dtype = self.bank_student.dtype
-            # copies: the banks are written to below, before backward reads them
-            bank_student, bank_teacher = self.bank_student.clone(), self.bank_teacher.clone()
             embedded_student = F.normalize(self.embed_student(student.to(dtype)), dim=1)
             embedded_teacher = F.normalize(self.embed_teacher(teacher.detach().to(dtype)), dim=1)
             candidates = contrast_rows[:, :n_positives]
@@ -136,13 +127,13 @@ class ContrastiveDistillation(nn.Module):
                 columns = torch.arange(n_positives, device=rows.device).expand(len(rows), -1)
             else:
                 with torch.no_grad():
-                    discrepancy = _cosines(embedded_teacher, bank_teacher, candidates)
-                    discrepancy -= _cosines(embedded_student, bank_student, candidates)
-                columns = self._select(discrepancy, selection, n_selected, progress)
+                    discrepancy = _cosines(embedded_teacher, self.bank_teacher, candidates)
+                    discrepancy -= _cosines(embedded_student, self.bank_student, candidates)
+                repeats = candidates[:, 1:] == rows[:, None]
+                columns = self._select(discrepancy, repeats, selection, n_selected, progress)
             kept = torch.cat([candidates.gather(1, columns), contrast_rows[:, n_positives:]], dim=1)
-            n_kept = columns.shape[1]
-            loss = self._side("student", _products(embedded_student, bank_teacher, kept), n_kept)
-            loss = loss + self._side("teacher", _products(embedded_teacher, bank_student, kept), n_kept)
+            loss = self._side("student", _products(embedded_student, self.bank_teacher, kept), columns.shape[1])
+            loss = loss + self._side("teacher", _products(embedded_teacher, self.bank_student, kept), columns.shape[1])
             self._update(self.bank_student, rows, embedded_student)
             self._update(self.bank_teacher, rows, embedded_teacher)
         self.last_selected = columns
@@ -156,25 +147,29 @@ class ContrastiveDistillation(nn.Module):
         """Go on with the draws of a stored run."""
         self._draws.set_state(state.cpu())
 
-    def _select(self, discrepancy: Tensor, selection: Selection, n_selected: int, progress: float) -> Tensor:
+    def _select(
+        self, discrepancy: Tensor, repeats: Tensor, selection: Selection, n_selected: int, progress: float
+    ) -> Tensor:
         """Columns to keep: 0 (the anchor), then others by rank of discrepancy, shape (b, n_kept)."""
-        b, n_others = discrepancy.shape[0], discrepancy.shape[1] - 1
-        n_drawn = min(n_selected - 1, n_others)
-        order = discrepancy[:, 1:].argsort(dim=1, descending=True) + 1
-        if selection == "hard":
-            ranks = torch.arange(n_drawn, device=order.device).expand(b, -1)
-        else:
+        # columns that repeat the anchor's row rank last: they are kept only where a class has nothing else
+        order = discrepancy[:, 1:].masked_fill(repeats, -torch.inf).argsort(dim=1, descending=True, stable=True) + 1
+        n_columns = order.shape[1]
+        n_drawn = min(n_selected - 1, n_columns)
+        kept = order[:, :n_drawn]
+        if selection != "hard":
             window = 3 - min(int(3 * progress), 2)  # of "curriculum": 3 (easy), 2, 1 (hard)
             low, high = {
                 "mid": MID_RANKS,
-                "random": (0, n_others),
+                "random": (0, n_columns),
                 "curriculum": (CURRICULUM_RANKS * (window - 1), CURRICULUM_RANKS * window),
             }[selection]
-            high = max(min(high, n_others), n_drawn)
-            low = min(low, high - n_drawn)
-            keys = torch.rand(b, high - low, generator=self._draws).to(order.device)
-            ranks = keys.topk(n_drawn, dim=1).indices + low
-        return torch.cat([order.new_zeros(b, 1), order.gather(1, ranks)], dim=1)
+            highs = (n_columns - repeats.sum(dim=1, keepdim=True)).clamp(max=high).clamp(min=n_drawn)
+            lows = (highs - n_drawn).clamp(max=low)
+            ranks = torch.arange(n_columns, device=order.device)
+            keys = torch.rand(order.shape, generator=self._draws).to(order.device)
+            outside = (ranks < lows) | (ranks >= highs)
+            kept = order.gather(1, keys.masked_fill(outside, -1).topk(n_drawn, dim=1).indices)
+        return torch.cat([order.new_zeros(len(order), 1), kept], dim=1)
 
     def _side(self, side: str, products: Tensor, n_positives: int) -> Tensor:
         """Loss of one side from inner products (b, P + K); sets that side's Z if it is unset."""
@@ -182,12 +177,11 @@ class ContrastiveDistillation(nn.Module):
         scores = products / self.temperature
         first = scores.detach().flatten().logsumexp(0) - math.log(scores.numel()) + math.log(self.n_images)
         log_z.copy_(torch.where(log_z.isnan(), first, log_z))
-        log_x = scores - log_z.clone()
         noise = (scores.shape[1] - n_positives) / self.n_images  # c
-        log_noise, log_offset = math.log(noise), math.log(noise + 1e-7)
-        # log(x / (x + c')) and log(c / (x + c')) without forming x, which spans exp(+-1 / tau)
-        positive = -F.softplus(log_offset - log_x[:, :n_positives])
-        negative = log_noise - log_offset - F.softplus(log_x[:, n_positives:] - log_offset)
+        ratio = scores - log_z.clone() - math.log(noise + 1e-7)
+        # log(x / (x + c + eps)) and log(c / (x + c + eps)) without forming x, which spans exp(+-1 / tau)
+        positive = -F.softplus(-ratio[:, :n_positives], threshold=40)
+        negative = math.log(noise / (noise + 1e-7)) - F.softplus(ratio[:, n_positives:], threshold=40)
         return -(positive.mean(dim=1) + negative.sum(dim=1)).mean()
 
     @torch.no_grad()
@@ -195,39 +189,61 @@ class ContrastiveDistillation(nn.Module):
         mixed = self.momentum * bank[rows] + (1 - self.momentum) * embedded.detach()
         bank.index_copy_(0, rows, F.normalize(mixed, dim=1))
 
-    def _check(
-        self,
-        student: Tensor,
-        teacher: Tensor,
-        rows: Tensor,
-        contrast_rows: Tensor,
-        n_positives: int,
-        selection: str | None,
-        n_selected: int,
-    ) -> None:
-        if not len(student) == len(teacher) == len(rows) == len(contrast_rows):
-            raise MedkdError(
-                f"student, teacher, rows and contrast_rows must describe one batch; got {len(student)}, {len(teacher)}, "
-                f"{len(rows)} and {len(contrast_rows)} rows"
-            )
-        if not 1 <= n_positives < contrast_rows.shape[1]:
-            raise ParameterError(
-                f"n_positives must leave at least one negative of the {contrast_rows.shape[1]} contrast columns and be "
-                f"1 or more; got {n_positives}"
-            )
-        if selection not in (None, "hard", "mid", "random", "curriculum"):
-            raise ParameterError(f'selection "{selection}" is unknown; use "hard", "mid", "random" or "curriculum"')
-        if n_selected < 1:
-            raise ParameterError(f"n_selected counts the anchor and must be 1 or more; got {n_selected}")
-
 
 def _products(embedded: Tensor, bank: Tensor, index: Tensor) -> Tensor:
     """Inner products of each embedding (b, d) with the bank rows (b, m) that `index` names, shape (b, m)."""
     if len(bank) < DENSE_LIMIT:
-        return (embedded @ bank.T).gather(1, index)
+        return (embedded @ bank.clone().T).gather(1, index)  # a copy: the bank changes before backward reads it
     return torch.einsum("bd,bmd->bm", embedded, bank[index])
 
 
 def _cosines(embedded: Tensor, bank: Tensor, index: Tensor) -> Tensor:
     """As `_products` with bank rows of unit length (a fresh bank's are not); `embedded` has unit rows."""
     return _products(embedded, bank, index) / torch.linalg.vector_norm(bank, dim=1).clamp(min=1e-12)[index]
+
+
+class ContrastSampler:
+    """Draws the rows that each anchor is contrasted with, without a loop over the batch.
+
+    Args:
+        labels: class of every bank row, shape (n,); draws happen on its device.
+        n_positives: P, the anchor among them; the others are distinct while the class has enough rows, else its rows
+            are repeated in turn (in a class of one, the anchor).
+        n_negatives: K, drawn with replacement.
+        exact: the anchor is the only positive (P = 1) and negatives come from all other rows, as CRD has it.
+
+    Raises:
+        ParameterError: if a count is unusable. MedkdError: if there are no rows to contrast with.
+    """
+
+    def __init__(self, labels: Tensor, *, n_positives: int, n_negatives: int, exact: bool = False) -> None:
+        if n_positives < 1 or n_negatives < 1 or (exact and n_positives > 1):
+            got = f"n_positives={n_positives}, n_negatives={n_negatives}, exact={exact}"
+            raise ParameterError(f"sampling needs a positive (only one if exact) and a negative or more; got {got}")
+        classes, self.label, self.count = labels.unique(return_inverse=True, return_counts=True)
+        if len(labels) < 2 or (len(classes) < 2 and not exact):
+            raise MedkdError(
+                f"contrast needs rows of two classes, got {len(labels)} rows of {len(classes)}; add classes"
+            )
+        self.n_positives, self.n_negatives, self.exact = n_positives, n_negatives, exact
+        self.order = self.label.argsort(stable=True)  # rows, class after class
+        self.place = self.order.argsort()  # where in `order` a row stands
+        self.start = self.count.cumsum(0) - self.count
+        self.width = max(int(self.count.max()), n_positives)
+
+    def __call__(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Rows to contrast with, shape (b, P + K): the anchors `rows` (b,), other positives, negatives."""
+        place, label = self.place[rows, None], self.label[rows]
+        start, count = self.start[label, None], self.count[label, None]  # (b, 1)
+        others = count - 1
+        keys = torch.rand(len(rows), self.width, generator=generator, device=generator.device).to(place.device)
+        column = torch.arange(self.width, device=place.device)
+        shuffled = keys.masked_fill_(column >= others, 2).topk(self.n_positives - 1, largest=False).indices
+        chosen = start + shuffled.gather(1, column[: self.n_positives - 1] % others.clamp(min=1))
+        chosen = torch.where(others > 0, chosen + (chosen >= place), place)  # step over the anchor
+        first, n_excluded = (place, torch.ones_like(count)) if self.exact else (start, count)
+        shape = (len(rows), self.n_negatives)
+        drawn = torch.randint(2**62, shape, generator=generator, device=generator.device).to(place.device)
+        drawn = drawn % (len(self.order) - n_excluded)  # the bias of the remainder is below 1e-12
+        drawn = torch.where(drawn >= first, drawn + n_excluded, drawn)  # step over the anchor or its class
+        return self.order[torch.cat([place, chosen, drawn], dim=1)]

@@ -32,7 +32,9 @@ def adaptive_target(target: Tensor, logits: Tensor, mix: float) -> Tensor:
     return (1 - mix) * target + mix * _full(logits).softmax(dim=1).detach()
 
 
-def pseudo_label_loss(logits: Tensor, target: Tensor, *, mix: float = 0.0, temperatures: Tensor | None = None) -> Tensor:
+def pseudo_label_loss(
+    logits: Tensor, target: Tensor, *, mix: float = 0.0, temperatures: Tensor | None = None
+) -> Tensor:
     r"""Cross-entropy with a soft target, mean over images: :math:`-\sum_c y_c \log \mathrm{softmax}(z / \tau)_c`.
 
     Args:
@@ -64,7 +66,9 @@ def released_pseudo_label_loss(logits: Tensor, target: Tensor, *, mix: float) ->
     prediction is 8.4 times weaker than that of `pseudo_label_loss`. Kept to compare with published numbers only.
 
     Args:
-        logits: raw scores, shape (n, n_way). target: pseudo-labels, same shape. mix: alpha, 0 to 1.
+        logits: raw scores, shape (n, n_way).
+        target: pseudo-labels, same shape.
+        mix: alpha, 0 to 1.
     """
     _check(logits, target, mix)
     probabilities = _full(logits).softmax(dim=1)
@@ -138,8 +142,7 @@ def dispersion_temperatures(
     # all-zero dispersion (collapsed features) must give equal temperatures, not 0 / 0
     share = dispersion / dispersion.sum().clamp(min=torch.finfo(dispersion.dtype).tiny)
     if form == "paper":
-        beta = gamma * share + (1 - gamma)
-        return beta + 1 - beta.max()
+        return 1 - gamma * (share.max() - share)  # beta_n + 1 - max_j beta_j, without the round-off
     beta = gamma * len(share) * share + (1 - gamma)
     return torch.ones_like(beta) if gamma == 1 and not share.any() else beta / beta.max()
 

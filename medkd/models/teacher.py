@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 
@@ -76,12 +77,15 @@ class MultimodalTeacher(nn.Module):
     def forward(self, main: Tensor, second: Tensor) -> TeacherOutput:
         """Features and logits of the fused, main and second branch; row i of both inputs is one sample."""
         output_main, output_second = self.main(main), self.second(second)
-        fused = self.fusion(output_main.features, output_second.features)
+        # float32 even under autocast: the outer product of the fusion is small, and its batch norm wants the digits
+        with torch.autocast(main.device.type, enabled=False):
+            fused = self.fusion(output_main.features.float(), output_second.features.float())
+            logits_fused = self.classifier(fused)
         return TeacherOutput(
             fused=fused,
             main=output_main.features,
             second=output_second.features,
-            logits_fused=self.classifier(fused),
+            logits_fused=logits_fused,
             logits_main=output_main.logits,
             logits_second=output_second.logits,
         )

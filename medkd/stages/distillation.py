@@ -103,7 +103,7 @@ def _train(context: Context, method: str, fold: int, upstream: list[Run], folder
         device=device,
         precision=params.precision,
     )
-    optimizer = torch.optim.Adam(step.parameters(), lr=params.lr, betas=(0.9, 0.999), weight_decay=params.weight_decay)
+    optimizer = torch.optim.Adam(step.parameters(), lr=params.lr, betas=(0.9, 0.999), weight_decay=params.weight_decay, fused=True)
     history = fit(
         step,
         tensor_rows(split.train),

@@ -83,7 +83,7 @@ def _train(context: Context, kind: str, fold: int, folder: Path, title: str) -> 
     else:
         used, head, features = [modalities[0 if kind == "main" else 1]], "logits", "features"
         step = SupervisedStep(network, used[0], labels, validation, device=device, precision=params.precision)
-    optimizer = torch.optim.Adam(network.parameters(), lr=params.lr, betas=(0.5, 0.999), weight_decay=params.weight_decay)
+    optimizer = torch.optim.Adam(network.parameters(), lr=params.lr, betas=(0.5, 0.999), weight_decay=params.weight_decay, fused=True)
     seed = seed_for(params.seed, "teacher", kind, fold)
     history = fit(
         step,

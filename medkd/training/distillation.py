@@ -93,7 +93,7 @@ class DistillationStep:
         self.sampler = ContrastSampler(self.labels[train_rows.to(device)], n_positives=n_positives, n_negatives=n_negatives)
         self.slot = torch.full((len(labels),), -1, dtype=torch.long, device=device)  # row of the cohort -> row of the banks
         self.slot[train_rows.to(device)] = torch.arange(len(train_rows), device=device)
-        self.modules |= {"copy": self.copy, "contrast": self.contrast, "modulation": self.modulation}
+        self.modules.update({"copy": self.copy, "contrast": self.contrast, "modulation": self.modulation})
 
     def parameters(self) -> list[nn.Parameter]:
         """What the optimiser moves: the student, and for GMCD the embedding heads of the contrast."""

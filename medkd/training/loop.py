@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from medkd.errors import TrainingError
 from medkd.files import write_json, write_tensors

@@ -16,10 +16,10 @@ from medkd.data.phantoms import drawing
 CLASSES = ("grade II", "grade III", "grade IV")
 PROPORTIONS = np.array([393.0, 408.0, 524.0]) / 1325.0  # regions of TCGA-GBMLGG with a known molecular subtype
 N_SHARED, N_OMIC, N_IMAGE = 4, 2, 2
-SHARED_SHARE, OMIC_SHARE, IMAGE_SHARE = 0.62, 0.22, 0.15  # of the variance of the grade score; the rest is noise
+SHARED_SHARE, OMIC_SHARE, IMAGE_SHARE = 0.58, 0.27, 0.14  # of the variance of the grade score; the rest is noise
 N_CNV = 78
-CNV_NOISE = 0.6
-BORDERLINE = 0.6  # patients screened out for each patient kept, because their score lay nearest to a threshold
+CNV_NOISE = 0.35
+BORDERLINE = 0.8  # patients screened out for each patient kept, because their score lay nearest to a threshold
 OMIC_COLUMNS = ("idh_mutation", "codeletion", *(f"cnv_{i:02d}" for i in range(1, N_CNV + 1)))
 LOADING_SEED = 20_231  # the genomic loadings belong to the model, not to the draw: they stay when `seed` changes
 HEMATOXYLIN, EOSIN = np.array([0.62, 0.70, 0.32]), np.array([0.10, 0.80, 0.38])  # optical density in R, G, B
@@ -83,12 +83,15 @@ def _draw_patients(rng: np.random.Generator, n: int, label_noise: float) -> pd.D
     score = np.sqrt(noise_share) * rng.standard_normal(n_screened)
     for share, factors in ((SHARED_SHARE, shared), (OMIC_SHARE, omic), (IMAGE_SHARE, image)):
         score += np.sqrt(share / factors.shape[1]) * factors.sum(axis=1)
-    # quantiles of the drawn scores, not of the normal law: class counts then keep the proportions in small cohorts
+    # quantiles of the drawn scores, not of the normal law: each grade then has enough patients to choose from
     thresholds = np.quantile(score, np.cumsum(PROPORTIONS)[:-1])
     true_label = np.searchsorted(thresholds, score)
-    # the study leaves out the patients nearest to a threshold: what is hard is hard for its noise, not for its rounding
+    # the study leaves out the patients nearest to a threshold, grade by grade: its errors then come from what a
+    # modality cannot see and from recorded grades, not from rounding a continuous score
     margin = np.abs(score[:, None] - thresholds).min(axis=1)
-    kept = np.sort(np.argsort(-margin, kind="stable")[:n])
+    rank_in_grade = pd.Series(margin).groupby(true_label).rank(method="first", ascending=False).to_numpy()
+    n_kept = _apportion(n)
+    kept = np.flatnonzero(rank_in_grade <= n_kept[true_label])
     true_label, shared, omic, image = true_label[kept], shared[kept], omic[kept], image[kept]
     step = np.where(true_label == 0, 1, np.where(true_label == 2, -1, rng.choice([-1, 1], n)))
     label = np.where(rng.random(n) < label_noise, true_label + step, true_label)
@@ -97,6 +100,11 @@ def _draw_patients(rng: np.random.Generator, n: int, label_noise: float) -> pd.D
         for i in range(factors.shape[1]):
             patients[f"latent_{name}_{i + 1}"] = factors[:, i]
     return patients
+
+
+def _apportion(n: int) -> np.ndarray:
+    """Patients a grade, in the cohort's proportions and n in all, shape (3,), int."""
+    return np.diff(np.rint(n * np.concatenate([[0.0], np.cumsum(PROPORTIONS)])).astype(int))
 
 
 def _draw_omic(rng: np.random.Generator, patients: pd.DataFrame) -> np.ndarray:
@@ -139,8 +147,8 @@ def _draw_images(rng: np.random.Generator, table: pd.DataFrame, of_patient: np.n
         return region * rng.standard_normal(of_roi.max() + 1)[of_roi] + patch * rng.standard_normal(n)
 
     # visible axes: what a pathologist would grade by, each a mixture of a shared and an image-only factor
-    cells = 0.53 * (s1 + s2) + 0.66 * table["latent_image_1"].to_numpy() + wobble(0.25, 0.25)
-    atypia = 0.53 * (s3 + s4) + 0.66 * table["latent_image_2"].to_numpy() + wobble(0.25, 0.25)
+    cells = 0.56 * (s1 + s2) + 0.6 * table["latent_image_1"].to_numpy() + wobble(0.25, 0.25)
+    atypia = 0.56 * (s3 + s4) + 0.6 * table["latent_image_2"].to_numpy() + wobble(0.25, 0.25)
     event = (cells + atypia) / np.sqrt(2.0)
     logistic = 1.0 / (1.0 + np.exp(-event * 1.8))
     look = {

@@ -1,0 +1,248 @@
+"""Figures and tables as files: a picture for the paper, the numbers behind it, a caption, and an index for the page."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from pandas.io.formats.style import Styler
+
+from medkd.errors import DataError, ParameterError
+from medkd.files import write_atomically, write_json, write_table
+
+DPI = 200
+SIMULATED = "simulated"
+MARK_POINTS = 6.0  # font size of the word on the figure
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+LATEX = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
+
+
+class Artifacts:
+    """Writes the figures and tables of one stage into a report folder.
+
+    Layout: `figures/<stage>-<name>.{pdf,png,csv}`, `tables/<stage>-<name>.{csv,tex}` and `index/<stage>.json`, which
+    lists them in the order of their first writing. Writing a name again replaces its files and its entry, so a
+    notebook that is run twice leaves the same report.
+
+    Args:
+        folder: the report folder; made if it is not there.
+        stage: stage name, with a suffix where one stage reports on several cohorts
+            ("02_teacher_training.phantom-glioma").
+        simulated: True if no real patient is in the data; figures and captions then say so.
+
+    Raises:
+        ParameterError: if `stage`, or later the name of a figure or table, cannot be part of a file name.
+    """
+
+    def __init__(self, folder: Path, stage: str, *, simulated: bool) -> None:
+        self.folder, self.stage, self.simulated = Path(folder), _checked(stage), simulated
+        self._index = self.folder / "index" / f"{stage}.json"
+        for part in ("figures", "tables", "index"):
+            (self.folder / part).mkdir(parents=True, exist_ok=True)
+
+    def figure(
+        self, fig: Figure, name: str, caption: str, *, data: pd.DataFrame | None = None, attribution: str = ""
+    ) -> Figure:
+        """Save a figure as PDF (text stays text) and PNG, and close it; the caller shows what is returned.
+
+        Args:
+            fig: the figure, at its final size.
+            name: short name, unique in the stage: letters, digits, `.`, `_`, `-`.
+            caption: plain text; says what is shown and what the intervals are.
+            data: the numbers that are drawn, saved as CSV beside the picture.
+            attribution: credit line of the images shown, appended to the caption.
+
+        Returns:
+            `fig`, closed in pyplot, so that a notebook shows it once.
+        """
+        if self.simulated:
+            _mark_simulated(fig)
+        stem = f"{self.stage}-{_checked(name)}"
+        files = {kind: f"figures/{stem}.{kind}" for kind in ("png", "pdf")}
+        # Type 42 embeds TrueType outlines: journals refuse Type 3 fonts; no date: the same figure has the same bytes
+        with mpl.rc_context({"pdf.fonttype": 42}):
+            write_atomically(self.folder / files["png"], lambda part: fig.savefig(part, format="png", dpi=DPI))
+            write_atomically(
+                self.folder / files["pdf"],
+                lambda part: fig.savefig(part, format="pdf", dpi=DPI, metadata={"CreationDate": None}),
+            )
+        plt.close(fig)
+        if data is not None:
+            files["csv"] = f"figures/{stem}.csv"
+            write_table(self.folder / files["csv"], _flat(data))
+        self._enter({"kind": "figure", "name": name, "caption": self._caption(caption, attribution), "files": files})
+        return fig
+
+    def table(
+        self,
+        frame: pd.DataFrame,
+        name: str,
+        caption: str,
+        *,
+        formats: Mapping[str, str | Callable[[Any], str]] | None = None,
+        highlight: Mapping[str, Literal["max", "min"]] | None = None,
+        summary: bool = False,
+    ) -> Styler:
+        """Save a table as CSV (all digits) and LaTeX (booktabs, as displayed).
+
+        Args:
+            frame: the table; an index that names its rows becomes its first columns.
+            name: short name, unique in the stage.
+            caption: plain text.
+            formats: how columns are displayed: `{"accuracy": "{:.1%}"}`, or a function of a value; other floats get
+                three decimals, missing values an en dash.
+            highlight: columns whose best value is bold: `{"accuracy": "max", "ece": "min"}`.
+            summary: True for a key table that the page shows at the top.
+
+        Returns:
+            The table with its caption, for display in a notebook.
+
+        Raises:
+            ParameterError: if `formats` or `highlight` name a column that is not there.
+        """
+        stem = f"{self.stage}-{_checked(name)}"
+        shown = _flat(frame)
+        asked = [*(formats or {}), *(highlight or {})]
+        if unknown := [column for column in asked if column not in shown]:
+            raise ParameterError(
+                f'table {name} has no column "{unknown[0]}" to format or highlight; '
+                f"it has {', '.join(map(str, shown.columns))}"
+            )
+        caption = self._caption(caption)
+        files = {kind: f"tables/{stem}.{kind}" for kind in ("csv", "tex")}
+        write_table(self.folder / files["csv"], shown)
+        latex = _style(shown, formats or {}, highlight or {}, "latex").to_latex(
+            hrules=True, position_float="centering", caption=_latex(caption), label=f"tab:{stem}"
+        )
+        write_atomically(self.folder / files["tex"], lambda part: part.write_text(latex, encoding="utf-8"))
+        self._enter({"kind": "table", "name": name, "caption": caption, "files": files, "summary": summary})
+        return _style(shown, formats or {}, highlight or {}, "html").set_caption(html.escape(caption))
+
+    def metrics(self, numbers: Mapping[str, Any]) -> None:
+        """Merge key numbers of the stage into its index; a number that is not finite is stored as null.
+
+        Args:
+            numbers: name -> number (NumPy scalars too), text or None.
+        """
+        index = self._read()
+        index["metrics"] |= {name: _plain(value) for name, value in numbers.items()}
+        write_json(self._index, index)
+
+    def _caption(self, caption: str, attribution: str = "") -> str:
+        parts = [caption.strip()]
+        if self.simulated and SIMULATED not in caption.lower():
+            parts.append("Simulated data.")
+        return " ".join(part for part in (*parts, attribution.strip()) if part)
+
+    def _enter(self, entry: dict[str, Any]) -> None:
+        """Put the entry at the place of the one with its kind and name, else at the end."""
+        index = self._read()
+        entry = {"stage": self.stage, "simulated": self.simulated, **entry}
+        names = [(other["kind"], other["name"]) for other in index["entries"]]
+        if (entry["kind"], entry["name"]) in names:
+            index["entries"][names.index((entry["kind"], entry["name"]))] = entry
+        else:
+            index["entries"].append(entry)
+        write_json(self._index, index)
+
+    def _read(self) -> dict[str, Any]:
+        if self._index.exists():
+            return _load(self._index)
+        return {"stage": self.stage, "simulated": self.simulated, "entries": [], "metrics": {}}
+
+
+def read_index(folder: Path) -> list[dict[str, Any]]:
+    """All figures and tables of a report: stages by name, inside a stage in the order of writing.
+
+    Args:
+        folder: the report folder; one without artifacts gives an empty list.
+
+    Returns:
+        Entries with stage, kind ("figure" or "table"), name, caption, files (kind of file -> path relative to
+        `folder`), simulated, and for tables summary.
+
+    Raises:
+        DataError: if an index file cannot be read.
+    """
+    return [entry for path in _index_files(folder) for entry in _load(path)["entries"]]
+
+
+def read_metrics(folder: Path) -> dict[str, dict[str, Any]]:
+    """Key numbers of a report by stage, stages by name; stages without any are left out. Raises: as `read_index`."""
+    found = {path.stem: _load(path)["metrics"] for path in _index_files(folder)}
+    return {stage: numbers for stage, numbers in found.items() if numbers}
+
+
+def _index_files(folder: Path) -> list[Path]:
+    return sorted((Path(folder) / "index").glob("*.json"))
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(
+            f"{path} is not readable JSON ({error}); delete it and run the stage's notebook again"
+        ) from None
+
+
+def _checked(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise ParameterError(f'"{name}" cannot be part of a file name; use letters, digits, ".", "_" and "-" only')
+    return name
+
+
+def _mark_simulated(fig: Figure) -> None:
+    """Write the word in the lower right corner, below the axes where the layout can make room for it."""
+    if any(text.get_gid() == SIMULATED for text in fig.texts):
+        return
+    fig.text(0.995, 0.005, SIMULATED, size=MARK_POINTS, color="0.45", ha="right", va="bottom", gid=SIMULATED)
+    engine = fig.get_layout_engine()
+    if isinstance(engine, ConstrainedLayoutEngine):
+        height = 1.5 * MARK_POINTS / 72 / fig.get_figheight()
+        engine.set(rect=(0, height, 1, 1 - height))
+
+
+def _flat(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with a default index; an index that names its rows becomes columns."""
+    counts_only = frame.index.names == [None] and pd.api.types.is_integer_dtype(frame.index)
+    return frame.reset_index(drop=counts_only)
+
+
+def _style(
+    frame: pd.DataFrame,
+    formats: Mapping[str, str | Callable[[Any], str]],
+    highlight: Mapping[str, str],
+    target: Literal["html", "latex"],
+) -> Styler:
+    bold = {"html": "font-weight: bold", "latex": "textbf:--rwrap;"}[target]
+    style = frame.style.format(dict(formats), precision=3, na_rep="–", escape=target)
+    style = style.hide(axis="index").format_index(escape=target, axis="columns")
+    for column, best in highlight.items():
+        mark = {"max": style.highlight_max, "min": style.highlight_min}[best]
+        style = mark(subset=[column], props=bold)
+    return style
+
+
+def _latex(text: str) -> str:
+    return "".join(LATEX.get(letter, letter) for letter in text)
+
+
+def _plain(value: Any) -> Any:
+    """A value that strict JSON can hold."""
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

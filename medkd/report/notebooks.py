@@ -1,0 +1,249 @@
+"""Papermill, honestly: unknown parameters are refused, and a run that stopped says so and how it ended.
+
+After a killed kernel, a cell timeout or an interrupt papermill 2.7 stamps every cell `completed`, also those that never
+ran. Here the saved notebook is put right, gets a banner, and the failure carries an exit status of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+import zmq
+from jupyter_client.kernelspec import NoSuchKernel
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+from nbformat import NotebookNode
+from papermill.exceptions import PapermillExecutionError
+from traitlets.config import Config
+
+from medkd.errors import DataError, MedkdError, ParameterError
+from medkd.files import write_atomically
+from medkd.report.page import export_html
+
+__all__ = ["NotebookFailure", "exit_code_of", "export_html", "is_stripped", "run_notebook", "strip_outputs"]
+
+EXIT_CODES = {"exception": 3, "dead kernel": 4, "timeout": 5, "interrupt": 130}
+"""Exit status by kind of failure; 2 is bad input, found before a kernel starts."""
+
+# papermill's own tag: papermill removes such cells when an executed notebook is run again
+MARKER_TAG = "papermill-error-cell-tag"
+INJECTED_TAG = "injected-parameters"
+
+
+class NotebookFailure(Exception):
+    """A notebook stopped before its end; `str()` is one line with notebook, cell and error.
+
+    Attributes:
+        kind: "exception", "dead kernel", "timeout" or "interrupt".
+        exit_code: 3, 4, 5 or 130, see `EXIT_CODES`.
+        notebook: name of the executed notebook, without `.ipynb`.
+        cell: number of the cell among all cells of the source notebook, from 1; 0 if no cell was started.
+        heading: the nearest heading above that cell, else the cell's first line.
+        text: the error in one line.
+    """
+
+    def __init__(self, kind: str, notebook: str, cell: int, heading: str, text: str) -> None:
+        where = f"cell {cell} ({heading})" if cell else "before the first cell"
+        super().__init__(f"{notebook}, {where}: {text}")
+        self.kind, self.exit_code = kind, EXIT_CODES[kind]
+        self.notebook, self.cell, self.heading, self.text = notebook, cell, heading, text
+
+
+def exit_code_of(error: BaseException | None) -> int:
+    """Exit status of a command that ended so: 0 no error, 2 bad input, 3 to 5 and 130 as `EXIT_CODES`, else 1."""
+    if isinstance(error, NotebookFailure):
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_CODES["interrupt"]
+    return 0 if error is None else 2 if isinstance(error, MedkdError) else 1
+
+
+def run_notebook(
+    source: Path,
+    output: Path,
+    parameters: Mapping[str, Any],
+    *,
+    cell_timeout: int | None = None,
+    cwd: Path | None = None,
+    echo: bool | None = None,
+) -> None:
+    """Execute a notebook with parameters and save it with its outputs, whether it succeeds or not.
+
+    Args:
+        source: the notebook; one cell tagged `parameters` names what may be set.
+        output: where the executed notebook goes; its folder is made, an older file is replaced.
+        parameters: name -> value, injected after the `parameters` cell.
+        cell_timeout: seconds that a cell may take; None for no limit.
+        cwd: the kernel's working directory; None for the present one.
+        echo: whether stderr shows a bar over the cells and the kernel's stderr; None: if it is a terminal.
+
+    Raises:
+        DataError: there is no such notebook.
+        ParameterError: a parameter is not in the `parameters` cell; told before a kernel starts.
+        NotebookFailure: an exception in a cell, a dead kernel, a timeout, or SIGINT or SIGTERM to this process.
+    """
+    source, output = Path(source).resolve(), Path(output).resolve()
+    _check_parameters(source, parameters)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.unlink(missing_ok=True)  # so that what is there after a failure is from this run
+    show = sys.stderr.isatty() if echo is None else echo
+    with _stop_once(), _kernel_config() as config:
+        try:
+            papermill.execute_notebook(
+                source,
+                output,
+                parameters=dict(parameters),
+                cwd=cwd,
+                progress_bar={"desc": output.stem} if show else False,
+                stderr_file=sys.stderr if show else None,
+                start_timeout=120,  # seconds; a cold disk on a shared machine takes more than papermill's 60
+                execution_timeout=cell_timeout,
+                iopub_timeout=60,  # seconds; with the default 4 a burst of output counts as a timeout
+                coalesce_streams=True,  # a progress bar is one output, not thousands
+                store_widget_state=False,
+                extra_arguments=["--IPKernelApp.log_level=50"],  # a stopped kernel's last words are about its sockets
+                config=config,
+            )
+        except PapermillExecutionError as error:
+            kind = "interrupt" if error.ename == "KeyboardInterrupt" else "exception"
+            raise _settle(output, kind, f"{error.ename}: {_first_line(error.evalue)}".rstrip(": ")) from error
+        except CellTimeoutError as error:
+            limit = f"longer than {cell_timeout} s" if cell_timeout else "over 60 s to send its output"
+            raise _settle(output, "timeout", f"the cell took {limit}") from error
+        except DeadKernelError as error:
+            raise _settle(output, "dead kernel", "the kernel was killed, most often because memory ran out") from error
+        except (NoSuchKernel, RuntimeError) as error:  # what jupyter_client raises when a kernel does not come up
+            raise _settle(output, "dead kernel", f"the kernel did not answer: {_first_line(str(error))}") from error
+        except KeyboardInterrupt as error:
+            raise _settle(output, "interrupt", f"stopped by {str(error) or 'SIGINT'}") from error
+
+
+def strip_outputs(path: Path) -> None:
+    """Take outputs, execution counts and the traces of a run out of a notebook; cell tags stay."""
+    stripped = _stripped(nbformat.read(path, as_version=4))
+    write_atomically(path, lambda part: nbformat.write(stripped, part))
+
+
+def is_stripped(path: Path) -> bool:
+    """Whether `strip_outputs` would change nothing."""
+    notebook = nbformat.read(path, as_version=4)
+    return _stripped(copy.deepcopy(notebook)) == notebook
+
+
+def _stripped(notebook: NotebookNode) -> NotebookNode:
+    notebook.cells = [cell for cell in notebook.cells if not {MARKER_TAG, INJECTED_TAG} & set(_tags(cell))]
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+        for trace in ("papermill", "execution", "collapsed", "scrolled"):
+            cell.metadata.pop(trace, None)
+    for trace in ("papermill", "widgets"):
+        notebook.metadata.pop(trace, None)
+    return notebook
+
+
+def _check_parameters(source: Path, parameters: Mapping[str, Any]) -> None:
+    if not source.is_file():
+        raise DataError(f"no notebook {source}; run the command in the project's folder or set MEDKD_HOME to it")
+    known = papermill.inspect_notebook(source)
+    for name in parameters:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f'; did you mean "{near[0]}"?' if near else "."
+            names = ", ".join(sorted(known)) or "none, no cell is tagged `parameters`"
+            raise ParameterError(f'unknown parameter "{name}" for {source.stem}{hint} Known: {names}')
+
+
+@contextmanager
+def _kernel_config() -> Iterator[Config]:
+    """Kernel sockets as files in a private folder: runs side by side cannot take each other's TCP ports."""
+    if not zmq.has("ipc"):
+        yield Config()
+        return
+    # a socket's path may have about 100 characters, and temporary folders of batch systems can be longer
+    short = tempfile.gettempdir() if len(tempfile.gettempdir()) <= 60 else "/tmp"
+    with tempfile.TemporaryDirectory(prefix="medkd-", dir=short) as folder:
+        connection_file = os.path.join(folder, "kernel.json")
+        yield Config({"KernelManager": {"transport": "ipc", "connection_file": connection_file}})
+
+
+@contextmanager
+def _stop_once() -> Iterator[None]:
+    """SIGINT and SIGTERM raise KeyboardInterrupt once; more of them wait until the kernel is down and all is saved."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python lets the main thread alone set signal handlers
+        return
+
+    def stop(number: int, _: Any) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _settle(output: Path, kind: str, text: str) -> NotebookFailure:
+    """Make the saved notebook tell the truth about a failed run, and return the failure to raise."""
+    if not output.exists():
+        return NotebookFailure(kind, output.stem, 0, "", text)
+    notebook = nbformat.read(output, as_version=4)
+    notebook.cells = [cell for cell in notebook.cells if MARKER_TAG not in _tags(cell)]
+    # papermill sets start_time on the cells it reached and nothing else tells them from the rest
+    reached = [index for index, cell in enumerate(notebook.cells) if cell.metadata.papermill.start_time]
+    stopped_at = reached[-1] if reached else -1
+    for cell in notebook.cells[stopped_at + 1 :]:
+        cell.metadata.papermill.update(status="pending", start_time=None, end_time=None, duration=None)
+    number, heading = 0, ""
+    if reached:
+        cell = notebook.cells[stopped_at]
+        cell.metadata.papermill.update(status="failed", exception=True)
+        CoalesceStreamsPreprocessor().preprocess_cell(cell, {}, stopped_at)  # the cell did not get to its own merge
+        number = sum(INJECTED_TAG not in _tags(above) for above in notebook.cells[: stopped_at + 1])
+        heading = _heading(notebook.cells, stopped_at)
+    notebook.metadata.papermill.exception = True
+    failure = NotebookFailure(kind, output.stem, number, heading, text)
+    link = f" [Go to the cell](#cell-id={notebook.cells[stopped_at].id})." if reached else ""
+    quoted = str(failure).replace("`", "'")  # a code span, so that an error message cannot become markup
+    banner = (
+        f"### This run stopped: {kind}\n\n`{quoted}`\n\n"
+        f"The cells from there on have no results.{link} Finished stages are kept: "
+        "run the same command again and it continues from there."
+    )
+    notebook.cells.insert(0, nbformat.v4.new_markdown_cell(banner, metadata={"tags": [MARKER_TAG]}))
+    write_atomically(output, lambda part: nbformat.write(notebook, part))
+    return failure
+
+
+def _heading(cells: list[NotebookNode], index: int) -> str:
+    for cell in reversed(cells[:index]):
+        headings = [line for line in cell.source.splitlines() if cell.cell_type == "markdown" and line.startswith("#")]
+        if headings:
+            return headings[-1].lstrip("#").strip()
+    return _first_line(cells[index].source)
+
+
+def _tags(cell: NotebookNode) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip()[:300] for line in text.splitlines() if line.strip()), "")

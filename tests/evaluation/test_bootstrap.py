@@ -1,0 +1,151 @@
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, roc_auc_score
+
+from medkd.errors import DataError, ParameterError
+from medkd.evaluation import bootstrap
+from medkd.evaluation.bootstrap import STATISTICS, bootstrap_metrics, paired_difference, resample_weights
+from medkd.evaluation.metrics import classification_metrics
+
+NAMES = tuple(STATISTICS)
+
+
+@pytest.fixture
+def predictions():
+    """90 images of 30 patients and three classes; scores in steps of 1/8, so that many are tied."""
+    rng = np.random.default_rng(3)
+    groups = rng.integers(30, size=90)
+    labels = groups % 3
+    raised = rng.dirichlet(np.ones(3), size=90) + 0.4 * np.eye(3)[labels]
+    probabilities = np.round(raised / raised.sum(axis=1, keepdims=True) * 8) / 8
+    return labels, probabilities, groups
+
+
+def slow_statistic(name, labels, probabilities, weights):
+    """One resample with scikit-learn; classes that the resample lacks are left out."""
+    predicted, present = probabilities.argmax(axis=1), np.unique(labels[weights > 0])
+    kept = weights > 0
+    if name == "accuracy":
+        return accuracy_score(labels, predicted, sample_weight=weights)
+    if name == "balanced_accuracy":
+        return balanced_accuracy_score(labels[kept], predicted[kept], sample_weight=weights[kept])
+    if name == "f1_macro":
+        return f1_score(labels, predicted, labels=present, average="macro", sample_weight=weights, zero_division=0)
+    each = [roc_auc_score(labels[kept] == c, probabilities[kept, c], sample_weight=weights[kept]) for c in present]
+    return np.mean(each)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_resample_equals_scikit_learn_with_sample_weights(name, predictions):
+    labels, probabilities, groups = predictions
+    (weights,) = resample_weights(groups, 12, seed=5)
+    slow = [slow_statistic(name, labels, probabilities, column) for column in weights.T]
+    np.testing.assert_allclose(STATISTICS[name](weights, labels, probabilities), slow, rtol=0, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+@pytest.mark.parametrize("name", NAMES)
+def test_class_missing_from_a_resample_is_left_out_of_its_mean(name, predictions):
+    labels, probabilities, _ = predictions
+    weights = np.where(labels == 1, 0.0, 2.0)
+    fast = STATISTICS[name](weights[:, None], labels, probabilities)
+    assert fast[0] == pytest.approx(slow_statistic(name, labels, probabilities, weights), abs=1e-12)
+
+
+def test_values_equal_the_point_metrics(predictions):
+    labels, probabilities, groups = predictions
+    table = bootstrap_metrics(labels, probabilities, groups, n_resamples=10)
+    point = classification_metrics(labels, probabilities)
+    assert list(table.index) == list(NAMES) and list(table.columns) == ["value", "low", "high"]
+    for name in NAMES:
+        assert table.loc[name, "value"] == pytest.approx(point[name], abs=1e-12)
+
+
+def test_patients_are_drawn_whole_and_as_many_as_there_are():
+    groups = np.array(["p3", "p1", "p3", "p2", "p3"], dtype=object)
+    (weights,) = resample_weights(groups, 200, seed=0)
+    assert weights.shape == (5, 200)
+    assert (weights[0] == weights[2]).all() and (weights[0] == weights[4]).all()
+    assert (weights[[0, 1, 3]].sum(axis=0) == 3).all()
+    # each patient is drawn once on average; 0.15 is 2.6 standard errors sqrt(2/3 / 200)
+    assert weights.mean(axis=1) == pytest.approx(np.ones(5), abs=0.15)
+
+
+def test_interval_has_the_width_of_the_mean_of_independent_patients():
+    """Accuracy of 400 patients with one image each: 1.96 sqrt(p (1 - p) / 400) to either side."""
+    labels = np.zeros(400, int)
+    probabilities = np.eye(2)[(np.arange(400) % 4 == 0).astype(int)]
+    row = bootstrap_metrics(labels, probabilities, np.arange(400), names=["accuracy"], seed=1).loc["accuracy"]
+    half = 1.96 * np.sqrt(0.75 * 0.25 / 400)
+    assert row["value"] == 0.75
+    assert [row["low"], row["high"]] == pytest.approx([0.75 - half, 0.75 + half], abs=0.006)
+
+
+def test_repeating_images_of_patients_does_not_narrow_the_interval(predictions):
+    labels, probabilities, groups = predictions
+    once = bootstrap_metrics(labels, probabilities, groups, n_resamples=50)
+    tripled = bootstrap_metrics(np.tile(labels, 3), np.tile(probabilities, (3, 1)), np.tile(groups, 3), n_resamples=50)
+    np.testing.assert_allclose(tripled, once, atol=1e-12)
+
+
+def test_block_size_does_not_change_the_resamples(predictions, monkeypatch):
+    labels, probabilities, groups = predictions
+    whole = bootstrap_metrics(labels, probabilities, groups, n_resamples=23)
+    monkeypatch.setattr(bootstrap, "CHUNK_ELEMENTS", 5 * len(labels))
+    assert bootstrap_metrics(labels, probabilities, groups, n_resamples=23).equals(whole)
+
+
+def test_seed_decides_the_interval(predictions):
+    labels, probabilities, groups = predictions
+    first, again, other = (bootstrap_metrics(*predictions, n_resamples=40, seed=seed) for seed in (0, 0, 1))
+    assert first.equals(again)
+    assert not first["low"].equals(other["low"])
+
+
+def test_one_patient_gives_a_value_without_an_interval():
+    table = bootstrap_metrics(np.array([0, 1]), np.eye(2), np.array(["p", "p"]), names=["accuracy"], n_resamples=10)
+    assert table.loc["accuracy", "value"] == 1
+    assert table.loc["accuracy", ["low", "high"]].isna().all()
+
+
+def test_paired_difference_is_narrower_than_the_two_intervals_suggest(predictions):
+    """B errs on one image more than A: both vary a lot between patients, their difference hardly."""
+    labels, _, groups = predictions
+    a = np.eye(3)[np.where(groups % 5 == 0, (labels + 1) % 3, labels)]
+    b = a.copy()
+    b[np.flatnonzero(groups % 5)[0]] = np.roll(b[np.flatnonzero(groups % 5)[0]], 1)
+    found = paired_difference(labels, a, b, groups, name="accuracy", n_resamples=300)
+    alone = bootstrap_metrics(labels, a, groups, names=["accuracy"], n_resamples=300).loc["accuracy"]
+    assert found["difference"] == pytest.approx(1 / 90)
+    assert 0 <= found["low"] <= found["difference"] <= found["high"]
+    assert found["high"] - found["low"] < (alone["high"] - alone["low"]) / 3
+
+
+def test_identical_methods_do_not_differ(predictions):
+    labels, probabilities, groups = predictions
+    found = paired_difference(labels, probabilities, probabilities, groups, name="auc_macro", n_resamples=20)
+    assert found == {"difference": 0, "low": 0, "high": 0, "p_value": 1}
+
+
+def test_p_value_of_a_method_that_always_wins_is_the_smallest_possible(predictions):
+    labels, _, groups = predictions
+    right, wrong = np.eye(3)[labels], np.eye(3)[(labels + 1) % 3]
+    found = paired_difference(labels, right, wrong, groups, name="balanced_accuracy", n_resamples=99)
+    assert found["difference"] == found["low"] == found["high"] == 1
+    assert found["p_value"] == pytest.approx(2 / 100)
+    swapped = paired_difference(labels, wrong, right, groups, name="balanced_accuracy", n_resamples=99)
+    assert swapped["difference"] == -1 and swapped["p_value"] == found["p_value"]
+
+
+def test_names_what_does_not_fit(predictions):
+    labels, probabilities, groups = predictions
+    with pytest.raises(ParameterError, match='no bootstrap of "auroc"; known: accuracy'):
+        bootstrap_metrics(labels, probabilities, groups, names=["auroc"])
+    with pytest.raises(ParameterError, match="n_resamples must be at least 1"):
+        bootstrap_metrics(labels, probabilities, groups, n_resamples=0)
+    with pytest.raises(DataError, match="needs its group"):
+        bootstrap_metrics(labels, probabilities, groups[1:])
+    with pytest.raises(DataError, match="needs its group"):
+        bootstrap_metrics(labels, probabilities, np.where(groups == 3, None, groups.astype(object)))
+    with pytest.raises(DataError, match="same classes"):
+        paired_difference(labels, probabilities, np.full((90, 4), 0.25), groups, name="accuracy")

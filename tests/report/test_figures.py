@@ -1,0 +1,178 @@
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+
+from medkd.errors import DataError, ParameterError
+from medkd.report import figures
+from medkd.report.figures import METHOD_COLOURS, PALETTE, method_colour
+
+
+def legend_texts(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def cell_texts(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+def tick_texts(axis):
+    return [label.get_text() for label in axis.get_ticklabels()]
+
+
+def test_style_sets_paper_width_and_font_and_loads_no_backend():
+    backend = mpl.get_backend()
+    figures.use_style()
+    fig, ax = plt.subplots()
+    assert fig.get_figwidth() == 3.4
+    assert ax.xaxis.label.get_size() == 8
+    assert ax.plot([0, 1])[0].get_color() == PALETTE[0]
+    assert mpl.get_backend() == backend
+
+
+def test_method_colours_are_told_apart_inside_each_chain():
+    teacher_student = ["teacher", "image only", "second only", "CE only", "KD", "GMCD"]
+    rare = ["MoCo + LR", "Hbr.Dst.", "Hbr.Dst.-DIC"]
+    for chain in (teacher_student, rare):
+        assert len({METHOD_COLOURS[method] for method in chain}) == len(chain)
+    assert set(METHOD_COLOURS.values()) <= set(PALETTE)
+
+
+def test_unknown_methods_keep_one_colour_and_a_modality_alone_has_the_second_ones():
+    assert method_colour("genomics only") == METHOD_COLOURS["second only"]
+    assert method_colour("CE only") == METHOD_COLOURS["CE only"]
+    assert method_colour("new method") == method_colour("new method") in PALETTE
+
+
+def test_learning_curves_draw_the_columns_against_the_epoch(ax):
+    history = pd.DataFrame({"epoch": [1, 2, 3], "loss": [3.0, 2.0, 1.0], "val": [0.5, 0.6, 0.7]})
+    assert figures.learning_curves(history, ["loss", "val"], ax, labels=["loss", "GMCD"]) is ax
+    loss, val = ax.lines
+    assert loss.get_xydata().tolist() == [[1, 3], [2, 2], [3, 1]]
+    assert val.get_ydata().tolist() == [0.5, 0.6, 0.7]
+    assert val.get_color() == METHOD_COLOURS["GMCD"] and loss.get_color() == PALETTE[0]
+    assert legend_texts(ax) == ["loss", "GMCD"]
+    assert not ax.collections
+
+
+def test_learning_curves_of_two_runs_are_their_mean_and_range(ax):
+    history = pd.DataFrame({"epoch": [1, 2, 1, 2], "loss": [1.0, 2.0, 3.0, 6.0]})
+    figures.learning_curves(history, ["loss"], ax)
+    assert ax.lines[0].get_ydata().tolist() == [2, 4]
+    band = ax.collections[0].get_paths()[0].vertices
+    assert {tuple(point) for point in band} >= {(1, 1), (1, 3), (2, 2), (2, 6)}
+
+
+def test_second_call_adds_lines_in_the_next_colour(ax):
+    history = pd.DataFrame({"epoch": [1, 2], "a": [1.0, 2.0], "b": [2.0, 1.0]})
+    figures.learning_curves(history, ["a"], ax)
+    figures.learning_curves(history, ["b"], ax)
+    assert [line.get_color() for line in ax.lines] == list(PALETTE[:2])
+
+
+def test_weights_over_time_start_at_zero_and_drop_the_prefix(ax):
+    history = pd.DataFrame({"epoch": [1, 2], "weight_kd_teacher": [1.0, 5.0], "weight_kd_momentum": [0.5, 0.8]})
+    figures.weights_over_time(history, ["weight_kd_teacher", "weight_kd_momentum"], ax)
+    assert legend_texts(ax) == ["kd teacher", "kd momentum"]
+    assert ax.lines[0].get_ydata().tolist() == [1, 5]
+    assert ax.get_ylim()[0] == 0
+
+
+def test_confusion_shows_shares_of_each_true_class_and_counts(ax):
+    figures.confusion(np.array([[3, 1], [0, 0]]), ["grade II", "grade III"], ax)
+    np.testing.assert_allclose(ax.images[0].get_array().filled(np.nan), [[0.75, 0.25], [np.nan, np.nan]])
+    assert cell_texts(ax) == ["0.75\n(3)", "0.25\n(1)", "–", "–"]
+    assert [text.get_color() for text in ax.texts[:2]] == ["white", "black"]
+    assert tick_texts(ax.yaxis) == tick_texts(ax.xaxis) == ["grade II", "grade III"]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("predicted class", "true class")
+
+
+def test_heatmap_shows_values_and_marks_unknown_ones(ax):
+    figures.heatmap(np.array([[0.5, np.nan, -1.0]]), ["row"], ["a", "b", "c"], ax)
+    assert cell_texts(ax) == ["0.50", "–", "-1.00"]
+    assert ax.images[0].get_clim() == (-1, 0.5)
+    assert tick_texts(ax.xaxis) == ["a", "b", "c"]
+
+
+def test_interval_bars_put_the_first_method_on_top(ax):
+    table = pd.DataFrame(
+        {"method": ["teacher", "GMCD"], "value": [0.9, 0.8], "low": [0.85, 0.81], "high": [0.95, 0.84]}
+    )
+    figures.interval_bars(table, ax)
+    spans, dots = ax.lines[::2], ax.lines[1::2]
+    assert [line.get_xdata() for line in spans] == [[0.85, 0.95], [0.81, 0.84]]
+    assert [(dot.get_xdata(), dot.get_ydata()) for dot in dots] == [([0.9], [0]), ([0.8], [1])]
+    assert [dot.get_color() for dot in dots] == [METHOD_COLOURS["teacher"], METHOD_COLOURS["GMCD"]]
+    assert tick_texts(ax.yaxis) == ["teacher", "GMCD"]
+    assert ax.yaxis_inverted()
+
+
+def test_scatter_draws_rare_classes_last_and_larger(ax):
+    coordinates = np.array([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0], [3.0, 3.0]])
+    figures.scatter_embedding(coordinates, np.array([1, 0, 0, 2]), ["DF", "NV", "VASC"], ax, on_top=["DF"])
+    assert [dots.get_label() for dots in ax.collections] == ["NV", "VASC", "DF"]
+    assert ax.collections[2].get_offsets().tolist() == [[1, 1], [2, 2]]
+    assert ax.collections[2].get_sizes()[0] > ax.collections[0].get_sizes()[0]
+    colours = [to_hex(dots.get_facecolor()[0]).upper() for dots in ax.collections]
+    assert colours == [PALETTE[1], PALETTE[2], PALETTE[0]]
+
+
+def test_scatter_refuses_a_class_that_is_not_there(ax):
+    with pytest.raises(ParameterError, match="'MEL', which is not among the classes NV"):
+        figures.scatter_embedding(np.zeros((1, 2)), np.zeros(1), ["NV"], ax, on_top=["MEL"])
+
+
+def test_image_grid_shows_the_pixels_and_hides_left_over_axes():
+    images = np.random.default_rng(0).integers(256, size=(5, 6, 8, 3)).astype(np.uint8)
+    fig = figures.image_grid(images, n_columns=3, titles=list("abcde"))
+    assert len(fig.axes) == 6 and not any(ax.axison for ax in fig.axes)
+    np.testing.assert_array_equal([ax.images[0].get_array() for ax in fig.axes[:5]], images)
+    assert [ax.get_title() for ax in fig.axes] == [*"abcde", ""]
+    assert not fig.axes[5].images
+    assert fig.get_figwidth() == 3.4
+
+
+def test_image_grid_of_many_columns_is_as_wide_as_a_page():
+    fig = figures.image_grid(np.zeros((8, 4, 4, 3), np.uint8), n_columns=8)
+    assert fig.get_size_inches().tolist() == [7.0, 7.0 / 8]
+
+
+def test_image_grid_names_what_it_cannot_draw():
+    with pytest.raises(DataError, match=r"got float64 \(1, 4, 4, 3\)"):
+        figures.image_grid(np.zeros((1, 4, 4, 3)), n_columns=1)
+    with pytest.raises(DataError, match="a title for each of 1 images; got 2"):
+        figures.image_grid(np.zeros((1, 4, 4, 3), np.uint8), n_columns=1, titles=["a", "b"])
+
+
+def test_class_counts_draw_a_bar_and_a_number_for_each_count(ax):
+    summary = pd.DataFrame({"class": ["NV", "DF"], "images": [6705, 115], "lesions": [5403, 73]})
+    figures.class_counts(summary, ax)
+    assert [bar.get_width() for bar in ax.patches] == [6705, 115, 5403, 73]
+    assert cell_texts(ax) == ["6,705", "115", "5,403", "73"]
+    assert legend_texts(ax) == ["images", "lesions"]
+    middles = [bar.get_y() + bar.get_height() / 2 for bar in ax.patches]
+    assert middles == pytest.approx([-0.2, 0.8, 0.2, 1.2])
+    assert ax.yaxis_inverted() and tick_texts(ax.yaxis) == ["NV", "DF"]
+
+
+def test_histograms_share_bins_and_have_area_one(ax):
+    rng = np.random.default_rng(0)
+    values, groups = rng.standard_normal(60), np.array(["right"] * 40 + ["wrong"] * 20)
+    figures.histogram_by_group(values, groups, ax)
+    right, wrong = (steps.get_data() for steps in ax.patches)
+    np.testing.assert_array_equal(right.edges, wrong.edges)
+    assert right.edges[0] == values.min() and right.edges[-1] == values.max()
+    for steps in (right, wrong):
+        assert (steps.values * np.diff(steps.edges)).sum() == pytest.approx(1)
+    assert legend_texts(ax) == ["right", "wrong"]
+
+
+def test_calibration_draws_accuracy_against_confidence_and_writes_the_error(ax):
+    """Two bins: three at .9, two of them right; one at .6, right: ECE = (3 |.9 - 2/3| + .4) / 4 = .275."""
+    labels, probabilities = np.array([0, 0, 1, 0]), np.array([[0.9, 0.1]] * 3 + [[0.6, 0.4]])
+    figures.calibration(labels, probabilities, ax)
+    np.testing.assert_allclose(ax.lines[1].get_xydata(), [[0.6, 1], [0.9, 2 / 3]])
+    np.testing.assert_allclose(ax.collections[0].get_sizes(), [10 + 90 / 4, 10 + 90 * 3 / 4])
+    assert cell_texts(ax) == ["ECE 0.275"]

@@ -1,0 +1,52 @@
+"""The command line: help that reads well, and one sentence for bad input."""
+
+import pytest
+from typer.testing import CliRunner
+
+from medkd.cli import app
+
+runner = CliRunner()
+
+
+def test_help_names_the_three_commands():
+    text = runner.invoke(app, ["--help"]).output
+    for command in ("report", "data", "lab"):
+        assert command in text
+
+
+def test_report_help_tells_the_exit_statuses():
+    text = runner.invoke(app, ["report", "--help"]).output
+    assert "130 interrupted" in text
+    assert "-p teacher.epochs=5" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-p", "tempreature=2"], 'unknown parameter "tempreature"; did you mean "temperature"?'),
+        (["-p", "distilation.epochs=2"], 'did you mean "distillation.epochs"?'),
+        (["-p", "epochs"], "-p epochs is no assignment"),
+        (["-p", "epochs=0"], "epochs = 0 is not allowed"),
+        (["--dataset", "isic2081"], 'did you mean "isic2018"?'),
+        (["--dataset", "isic2018"], "root"),
+        (["--dataset", "isic2018", "--root", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_report_refuses_bad_input_in_one_sentence_before_anything_runs(project, arguments, message):
+    result = runner.invoke(app, ["report", *arguments])
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+    assert not (project / "reports").exists()
+
+
+def test_data_list_names_every_cohort():
+    text = runner.invoke(app, ["data", "list"]).output
+    for name in ("phantom-glioma", "phantom-rare-skin", "isic2018", "milk10k"):
+        assert name in text
+
+
+def test_data_check_of_a_missing_folder_fails_with_its_name():
+    result = runner.invoke(app, ["data", "check", "milk10k", "--root", "/nowhere"])
+    assert result.exit_code == 1
+    assert "/nowhere" in result.stderr
