@@ -49,7 +49,10 @@ def one_by_one(size: int) -> v2.Compose:
 def main() -> None:
     """Measure and print."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    print(f"{torch.cuda.get_device_name() if device.type == 'cuda' else platform.processor() or 'CPU'}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(
+        f"{torch.cuda.get_device_name() if device.type == 'cuda' else platform.processor() or 'CPU'}, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
     generator = torch.Generator().manual_seed(0)
     for size in (48, 64, 128):
         images = torch.randint(0, 256, (BATCH, size, size, 3), dtype=torch.uint8, generator=generator)

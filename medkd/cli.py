@@ -16,7 +16,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-data_app = typer.Typer(help="Cohorts: which there are, and whether their files are in order.", no_args_is_help=True, rich_markup_mode=None)
+data_app = typer.Typer(
+    help="Cohorts: which there are, and whether their files are in order.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(data_app, name="data")
 
 Root = Annotated[str, typer.Option(help="Folder with the publisher's files; simulated cohorts need none.")]
@@ -24,10 +26,18 @@ Root = Annotated[str, typer.Option(help="Folder with the publisher's files; simu
 
 @app.command()
 def report(
-    dataset: Annotated[str, typer.Option(help="Cohort by name (see `medkd data list`); without it the three simulated ones.")] = "",
+    dataset: Annotated[
+        str, typer.Option(help="Cohort by name (see `medkd data list`); without it the three simulated ones.")
+    ] = "",
     root: Root = "",
     name: Annotated[str, typer.Option(help="Folder under reports/; default: `quick`, or the dataset's name.")] = "",
-    p: Annotated[list[str] | None, typer.Option("-p", help="A parameter: `-p epochs=5` for every stage that has it, `-p teacher.epochs=5` for one. Repeatable.")] = None,
+    p: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-p",
+            help="A parameter: `-p epochs=5` for every stage that has it, `-p teacher.epochs=5` for one. Repeatable.",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help='"auto", "cpu", "cuda" or "cuda:1".')] = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Seeds splits, weights, shuffling and augmentation.")] = 0,
     cell_timeout: Annotated[int, typer.Option(min=0, help="Seconds a notebook cell may take; 0 for no limit.")] = 0,
@@ -71,7 +81,10 @@ def data_list() -> None:
 
     for cohort in cohort_names():
         about = describe(cohort)
-        print(f"{cohort:22} {about['chain']:16} {'needs --root' if about['needs_root'] else 'simulated':14} {about['title']}")
+        print(
+            f"{cohort:22} {about['chain']:16} {'needs --root' if about['needs_root'] else 'simulated':14} "
+            f"{about['title']}"
+        )
 
 
 @data_app.command("info")
@@ -119,7 +132,10 @@ def lab(port: Annotated[int, typer.Option(help="First port to try.")] = 8888) ->
     folder = home() / "notebooks"
     if not folder.is_dir():
         _fail(f"no notebooks in {folder}; start medkd lab in the project's folder or set MEDKD_HOME to it", 2)
-    os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", f"--notebook-dir={folder}", "--ip=127.0.0.1", f"--port={port}"])
+    os.execv(
+        sys.executable,
+        [sys.executable, "-m", "jupyterlab", f"--notebook-dir={folder}", "--ip=127.0.0.1", f"--port={port}"],
+    )
 
 
 def _assignment(text: str) -> tuple[str, Any]:
@@ -128,7 +144,7 @@ def _assignment(text: str) -> tuple[str, Any]:
 
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise ParameterError(f'-p {text} is no assignment; write -p name=value, for example -p epochs=5')
+        raise ParameterError(f"-p {text} is no assignment; write -p name=value, for example -p epochs=5")
     try:
         return name, json.loads(value)
     except json.JSONDecodeError:

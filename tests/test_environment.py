@@ -17,7 +17,9 @@ def wanted() -> dict[str, str]:
 
 
 def test_conda_environment_has_the_same_packages_and_bounds():
-    listed = [item for item in yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"] if isinstance(item, str)]
+    listed = [
+        item for item in yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"] if isinstance(item, str)
+    ]
     found = dict(re.fullmatch(r"([a-z0-9-]+)(.*)", item).groups() for item in listed)
     assert found.pop("pip") == ""
     assert found.pop("python") == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]

@@ -33,7 +33,9 @@ class ArrayImages:
         self._pixels = pixels
         self._rows = np.arange(len(pixels)) if rows is None else np.asarray(rows, np.int64)
         if len(self._rows) and not 0 <= self._rows.min() <= self._rows.max() < len(pixels):
-            raise DataError(f"rows must lie in 0..{len(pixels) - 1}, the images in memory; check the row numbers passed")
+            raise DataError(
+                f"rows must lie in 0..{len(pixels) - 1}, the images in memory; check the row numbers passed"
+            )
         self._last: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:

@@ -89,10 +89,15 @@ class Cohort:
             raise DataError(f"the table of cohort {self.name} lacks the column(s) {', '.join(missing)}")
         repeated = self.table["id"][self.table["id"].duplicated()].unique()
         if len(repeated):
-            raise DataError(f"cohort {self.name} has repeated ids, for example {repeated[0]!r}; each sample needs its own")
+            raise DataError(
+                f"cohort {self.name} has repeated ids, for example {repeated[0]!r}; each sample needs its own"
+            )
         for name, vector in self.vectors.items():
             if len(vector.values) != len(self.table):
-                raise DataError(f"modality {name} of cohort {self.name} has {len(vector.values)} rows, the table has {len(self.table)}")
+                raise DataError(
+                    f"modality {name} of cohort {self.name} has {len(vector.values)} rows, "
+                    f"the table has {len(self.table)}"
+                )
 
     def __len__(self) -> int:
         return len(self.table)
@@ -130,7 +135,9 @@ class Cohort:
         """Sixteen hex digits of what is in it: ids, labels, groups, vectors and image content."""
         digest = hashlib.sha256()
         digest.update(self.table[["id", "label", "class", "patient", "roi"]].to_csv(index=False).encode())
-        digest.update("|".join(self.classes + self.base_classes + self.rare_classes + (self.main, self.second)).encode())
+        digest.update(
+            "|".join(self.classes + self.base_classes + self.rare_classes + (self.main, self.second)).encode()
+        )
         for name in sorted(self.vectors):
             digest.update(name.encode() + "|".join(self.vectors[name].names).encode())
             digest.update(np.ascontiguousarray(self.vectors[name].values).tobytes())

@@ -19,7 +19,17 @@ class Prediction(NamedTuple):
     features: np.ndarray
 
 
-def predict(network: nn.Module, inputs: Sequence[Any], rows: Tensor, *, device: torch.device, precision: str = "auto", batch_size: int = 256, head: str = "logits", features: str = "features") -> Prediction:
+def predict(
+    network: nn.Module,
+    inputs: Sequence[Any],
+    rows: Tensor,
+    *,
+    device: torch.device,
+    precision: str = "auto",
+    batch_size: int = 256,
+    head: str = "logits",
+    features: str = "features",
+) -> Prediction:
     """Run `network` on plain views of these rows; the result does not depend on batch size or order.
 
     Args:
@@ -45,7 +55,15 @@ def predict(network: nn.Module, inputs: Sequence[Any], rows: Tensor, *, device: 
     return Prediction(torch.cat(probabilities).numpy(), torch.cat(found).numpy())
 
 
-def encode(encoder: nn.Module, inputs: Any, rows: Tensor, *, device: torch.device, precision: str = "auto", batch_size: int = 256) -> np.ndarray:
+def encode(
+    encoder: nn.Module,
+    inputs: Any,
+    rows: Tensor,
+    *,
+    device: torch.device,
+    precision: str = "auto",
+    batch_size: int = 256,
+) -> np.ndarray:
     """Features of plain views from an encoder alone, eval mode, shape (n, d), float32.
 
     Args: as `predict`; `encoder` maps a batch to (n, d).

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -29,6 +30,7 @@ LATEX = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
 }
+Format = str | Callable[[Any], str]
 
 
 class Artifacts:
@@ -76,10 +78,8 @@ class Artifacts:
         # Type 42 embeds TrueType outlines: journals refuse Type 3 fonts; no date: the same figure has the same bytes
         with mpl.rc_context({"pdf.fonttype": 42}):
             write_atomically(self.folder / files["png"], lambda part: fig.savefig(part, format="png", dpi=DPI))
-            write_atomically(
-                self.folder / files["pdf"],
-                lambda part: fig.savefig(part, format="pdf", dpi=DPI, metadata={"CreationDate": None}),
-            )
+            undated = {"format": "pdf", "dpi": DPI, "metadata": {"CreationDate": None}}
+            write_atomically(self.folder / files["pdf"], lambda part: fig.savefig(part, **undated))
         plt.close(fig)
         if data is not None:
             files["csv"] = f"figures/{stem}.csv"
@@ -93,7 +93,7 @@ class Artifacts:
         name: str,
         caption: str,
         *,
-        formats: Mapping[str, str | Callable[[Any], str]] | None = None,
+        formats: Mapping[str, Format] | None = None,
         highlight: Mapping[str, Literal["max", "min"]] | None = None,
         summary: bool = False,
     ) -> Styler:
@@ -118,10 +118,8 @@ class Artifacts:
         shown = _flat(frame)
         asked = [*(formats or {}), *(highlight or {})]
         if unknown := [column for column in asked if column not in shown]:
-            raise ParameterError(
-                f'table {name} has no column "{unknown[0]}" to format or highlight; '
-                f"it has {', '.join(map(str, shown.columns))}"
-            )
+            known = ", ".join(map(str, shown.columns))
+            raise ParameterError(f'table {name} has no column "{unknown[0]}" to format or highlight; it has {known}')
         caption = self._caption(caption)
         files = {kind: f"tables/{stem}.{kind}" for kind in ("csv", "tex")}
         write_table(self.folder / files["csv"], shown)
@@ -223,19 +221,23 @@ def _flat(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.reset_index(drop=counts_only)
 
 
-def _style(
-    frame: pd.DataFrame,
-    formats: Mapping[str, str | Callable[[Any], str]],
-    highlight: Mapping[str, str],
-    target: Literal["html", "latex"],
-) -> Styler:
+def _style(frame: pd.DataFrame, formats: Mapping[str, Format], highlight: Mapping[str, str], target: str) -> Styler:
+    escape = {"html": html.escape, "latex": _latex}[target]
     bold = {"html": "font-weight: bold", "latex": "textbf:--rwrap;"}[target]
-    style = frame.style.format(dict(formats), precision=3, na_rep="–", escape=target)
-    style = style.hide(axis="index").format_index(escape=target, axis="columns")
+
+    def display(wanted: Format) -> Callable[[Any], str]:
+        # escaped after formatting: a bare % from "{:.1%}" would comment out the rest of a LaTeX row
+        return lambda value: escape(wanted.format(value) if isinstance(wanted, str) else wanted(value))
+
+    shown = {column: display(formats.get(column, _digits)) for column in frame}
+    style = frame.style.format(shown, na_rep="–").hide(axis="index").format_index(escape=target, axis="columns")
     for column, best in highlight.items():
-        mark = {"max": style.highlight_max, "min": style.highlight_min}[best]
-        style = mark(subset=[column], props=bold)
+        style = getattr(style, f"highlight_{best}")(subset=[column], props=bold)
     return style
+
+
+def _digits(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float | np.floating) else str(value)
 
 
 def _latex(text: str) -> str:

@@ -143,9 +143,9 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], ax: Axes) -> Axes:
 
 
 def heatmap(values: np.ndarray, row_names: Sequence[str], column_names: Sequence[str], ax: Axes) -> Axes:
-    """A matrix as colours, with its values where they fit; blue for values from 0 on, blue to orange where some are negative.
+    """A matrix as colours, with its values where they fit.
 
-    `values` has shape (n_rows, n_columns), nan where unknown.
+    `values` has shape (n_rows, n_columns), nan where unknown. Above 24 columns a colour bar stands for the numbers.
     """
     values = np.asarray(values, dtype=float)
     if values.shape[1] > 24:
@@ -280,7 +280,7 @@ def calibration(labels: np.ndarray, probabilities: np.ndarray, ax: Axes) -> Axes
     ax.plot([0, 1], [0, 1], color="0.7", linestyle="--", linewidth=0.8)
     ax.plot(table["confidence"], table["accuracy"], "-", color=PALETTE[0])
     sizes = 10 + 90 * table["n_samples"] / table["n_samples"].sum()  # area: share of the samples in the bin
-    ax.scatter(table["confidence"], table["accuracy"], s=sizes, color=PALETTE[0])
+    ax.scatter(table["confidence"], table["accuracy"], s=sizes, color=PALETTE[0], clip_on=False)
     ax.text(0.04, 0.94, f"ECE {error:.3f}", transform=ax.transAxes, va="top")
     ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy", aspect="equal")
     return ax

@@ -15,7 +15,9 @@ from medkd.data.views import Augment
 from medkd.stages.store import Run
 
 
-def class_examples(cohort: Cohort, name: str, size: int, n_examples: int, seed: int = 0) -> tuple[np.ndarray, list[str]]:
+def class_examples(
+    cohort: Cohort, name: str, size: int, n_examples: int, seed: int = 0
+) -> tuple[np.ndarray, list[str]]:
     """Random images of every class, one class a row; the same samples for every modality of the cohort.
 
     Returns:
@@ -58,7 +60,7 @@ def fold_table(cohort: Cohort, n_folds: int, seed: int) -> pd.DataFrame:
 
 
 def histories(runs: Mapping[Any, Run], names: Mapping[Any, str]) -> pd.DataFrame:
-    """The training histories of several runs under one another, with a column `method` and one `part` (fold or task)."""
+    """The histories of several runs under one another, with a column `method` and one `part` (fold or task)."""
     tables = []
     for key, run in runs.items():
         tables.append(run.table("history").assign(method=names.get(key[0], str(key[0])), part=key[-1]))
@@ -76,14 +78,21 @@ def metrics_table(runs: Mapping[Any, Run], names: Mapping[Any, str], columns: li
 
 def label_mix(runs: Mapping[tuple[int, int], Run]) -> pd.DataFrame:
     """Share of each rare class among the hard pseudo-labels, one row a (K, task)."""
-    return pd.DataFrame([{"K": k_shot, "task": task, **run.metrics["share"], "mean confidence": run.metrics["mean_confidence"]} for (k_shot, task), run in runs.items()])
+    return pd.DataFrame(
+        [
+            {"K": k_shot, "task": task, **run.metrics["share"], "mean confidence": run.metrics["mean_confidence"]}
+            for (k_shot, task), run in runs.items()
+        ]
+    )
 
 
 def labels_by_base_class(run: Run, base_classes: tuple[str, ...], rare_classes: tuple[str, ...]) -> pd.DataFrame:
     """Share of each rare class among the hard pseudo-labels of each common class, shape (n_base, n_rare)."""
     frame = run.table("pseudo_labels")
     hard = frame[[f"p_{name}" for name in rare_classes]].to_numpy().argmax(axis=1)
-    counts = pd.crosstab(frame["class"], hard).reindex(index=list(base_classes), columns=range(len(rare_classes)), fill_value=0)
+    counts = pd.crosstab(frame["class"], hard).reindex(
+        index=list(base_classes), columns=range(len(rare_classes)), fill_value=0
+    )
     counts.columns = list(rare_classes)
     return counts.div(counts.sum(axis=1), axis=0)
 
@@ -93,7 +102,9 @@ def headline(summary: pd.DataFrame) -> pd.DataFrame:
     level = summary["level"].iloc[-1]
     chosen = summary[summary["level"] == level]
     cells = chosen.assign(cell=[f"{row.value:.3f} ({row.low:.3f} to {row.high:.3f})" for row in chosen.itertuples()])
-    wide = cells.pivot_table(index=["setting", "method"], columns="metric", values="cell", aggfunc="first", sort=False).reset_index()
+    wide = cells.pivot_table(
+        index=["setting", "method"], columns="metric", values="cell", aggfunc="first", sort=False
+    ).reset_index()
     wide.columns.name = None
     if not wide["setting"].astype(bool).any():
         wide = wide.drop(columns="setting")

@@ -53,7 +53,15 @@ class Entry:
         return f"{self.notebook}.{self.dataset}"
 
 
-def plan(datasets: Sequence[str], *, root: str = "", report: str, overrides: Mapping[str, Any], device: str = "auto", seed: int = 0) -> list[Entry]:
+def plan(
+    datasets: Sequence[str],
+    *,
+    root: str = "",
+    report: str,
+    overrides: Mapping[str, Any],
+    device: str = "auto",
+    seed: int = 0,
+) -> list[Entry]:
     """The entries of a report, notebook by notebook in order.
 
     Args:
@@ -61,7 +69,8 @@ def plan(datasets: Sequence[str], *, root: str = "", report: str, overrides: Map
         root: folder with the publisher's files, for cohorts that need one.
         report: name of the report's folder.
         overrides: parameter name, or "stage.parameter", -> value.
-        device, seed: for every stage.
+        device: for every stage.
+        seed: for every stage.
 
     Raises:
         ParameterError: an override names no parameter of any stage in the plan; the nearest known name is told.
@@ -93,13 +102,18 @@ def assign(overrides: Mapping[str, Any], stages: Sequence[str]) -> dict[str, dic
         ParameterError: no stage has the parameter; names the nearest.
     """
     classes = {short: stage_params()[notebook] for short, notebook in SHORT_NAMES.items() if notebook in stages}
-    known = {f"{short}.{name}" for short, cls in classes.items() for name in cls.model_fields} | {name for cls in classes.values() for name in cls.model_fields}
+    known = {f"{short}.{name}" for short, cls in classes.items() for name in cls.model_fields} | {
+        name for cls in classes.values() for name in cls.model_fields
+    }
     assigned: dict[str, dict[str, Any]] = {notebook: {} for notebook in stages}
     for given, value in overrides.items():
         if given not in known:
             near = difflib.get_close_matches(given, sorted(known), n=1, cutoff=0.5)
             hint = f'; did you mean "{near[0]}"?' if near else ""
-            raise ParameterError(f'unknown parameter "{given}"{hint} Write -p name=value for every stage that has it, or -p stage.name=value with stage one of {", ".join(classes)}')
+            raise ParameterError(
+                f'unknown parameter "{given}"{hint} Write -p name=value for every stage that has it, or '
+                f"-p stage.name=value with stage one of {', '.join(classes)}"
+            )
         short, dot, name = given.rpartition(".")
         for stage, cls in classes.items():
             if (not dot or stage == short) and name in cls.model_fields:
@@ -116,7 +130,11 @@ def known_cohort(name: str) -> str:
     names = cohort_names()
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1)
-        raise ParameterError(f'unknown dataset "{name}"' + (f'; did you mean "{near[0]}"?' if near else "") + f" Known: {', '.join(names)}")
+        raise ParameterError(
+            f'unknown dataset "{name}"'
+            + (f'; did you mean "{near[0]}"?' if near else "")
+            + f" Known: {', '.join(names)}"
+        )
     return name
 
 

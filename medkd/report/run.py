@@ -38,7 +38,8 @@ def run_report(
         root: folder with the publisher's files, for cohorts that need one.
         name: folder under reports/.
         overrides: see `medkd.report.plan.plan`.
-        device, seed: for every stage.
+        device: for every stage.
+        seed: for every stage.
         cell_timeout: seconds a notebook cell may take; None for no limit.
         say: where progress lines go.
 
@@ -49,7 +50,14 @@ def run_report(
         ParameterError, DataError: before any notebook starts.
         NotebookFailure: a notebook failed; the page is built from what finished, with the failure on top.
     """
-    entries = plan([known_cohort(dataset) for dataset in datasets], root=root, report=name, overrides=overrides, device=device, seed=seed)
+    entries = plan(
+        [known_cohort(dataset) for dataset in datasets],
+        root=root,
+        report=name,
+        overrides=overrides,
+        device=device,
+        seed=seed,
+    )
     cohorts = {dataset: load_cohort(dataset, root) for dataset in datasets}
     folder = reports_dir() / name
     done: list[dict[str, Any]] = []
@@ -67,7 +75,13 @@ def run_report(
         record = {"name": entry.name, "key": key, "parameters": entry.parameters}
         output = folder / "notebooks" / f"{entry.name}.ipynb"
         try:
-            run_notebook(home() / "notebooks" / f"{entry.notebook}.ipynb", output, entry.parameters, cell_timeout=cell_timeout, cwd=home() / "notebooks")
+            run_notebook(
+                home() / "notebooks" / f"{entry.notebook}.ipynb",
+                output,
+                entry.parameters,
+                cell_timeout=cell_timeout,
+                cwd=home() / "notebooks",
+            )
             record |= {"state": "finished", "error": ""}
         except NotebookFailure as error:
             failure = error
@@ -87,7 +101,14 @@ def run_report(
     return page
 
 
-def _page(folder: Path, name: str, entries: Sequence[Entry], done: Sequence[Mapping[str, Any]], cohorts: Mapping[str, Any], seed: int) -> Path:
+def _page(
+    folder: Path,
+    name: str,
+    entries: Sequence[Entry],
+    done: Sequence[Mapping[str, Any]],
+    cohorts: Mapping[str, Any],
+    seed: int,
+) -> Path:
     """metrics.json, manifest.json and index.html."""
     manifest = {
         "report": name,
@@ -109,7 +130,9 @@ def _page(folder: Path, name: str, entries: Sequence[Entry], done: Sequence[Mapp
         },
         "notebooks": [{key: record.get(key) for key in ("name", "state", "seconds", "error")} for record in done],
         "stages": _stage_seconds(),
-        "parameters": {entry.name: stage_params()[entry.notebook].checked(entry.parameters).rows() for entry in entries},
+        "parameters": {
+            entry.name: stage_params()[entry.notebook].checked(entry.parameters).rows() for entry in entries
+        },
     }
     wanted = {entry.name for entry in entries}
     index = [entry for entry in read_index(folder) if entry["stage"] in wanted]
@@ -121,7 +144,13 @@ def _page(folder: Path, name: str, entries: Sequence[Entry], done: Sequence[Mapp
     write_json(folder / "metrics.json", metrics)
     write_json(folder / "manifest.json", manifest)
     titles = ", ".join(cohort.label_text for cohort in cohorts.values())
-    return build_page(folder, title=f"medkd report: {titles}", manifest=manifest, entries=index, notebooks=[dict(record) for record in done])
+    return build_page(
+        folder,
+        title=f"medkd report: {titles}",
+        manifest=manifest,
+        entries=index,
+        notebooks=[dict(record) for record in done],
+    )
 
 
 def _stage_seconds() -> list[dict[str, Any]]:
@@ -129,7 +158,15 @@ def _stage_seconds() -> list[dict[str, Any]]:
     found = []
     for path in sorted(runs_dir().glob("*/*/run.json")):
         record = json.loads(path.read_text())
-        found.append({"stage": record["stage"], "unit": record["title"], "key": record["key"], "seconds": record["seconds"], "finished": record["finished"]})
+        found.append(
+            {
+                "stage": record["stage"],
+                "unit": record["title"],
+                "key": record["key"],
+                "seconds": record["seconds"],
+                "finished": record["finished"],
+            }
+        )
     return found
 
 
@@ -151,4 +188,3 @@ def _state(folder: Path, entry: Entry) -> dict[str, Any]:
         return json.loads(_state_path(folder, entry).read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return {}
-

@@ -26,5 +26,8 @@ def begin(params: StageParams) -> tuple[Cohort, Artifacts]:
     out = Artifacts(reports_dir() / params.report, f"{params.stage}.{params.dataset}", simulated=cohort.simulated)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
     print(f"medkd {version('medkd')}, torch {torch.__version__}, {device}")
-    print(f"{cohort.label_text}: {len(cohort)} samples of {cohort.table['patient'].nunique()} {cohort.group}s, content {cohort.fingerprint}")
+    print(
+        f"{cohort.label_text}: {len(cohort)} samples of {cohort.table['patient'].nunique()} {cohort.group}s, "
+        f"content {cohort.fingerprint}"
+    )
     return cohort, out

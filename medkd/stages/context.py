@@ -31,8 +31,14 @@ class Context:
             ParameterError: the cohort belongs to the other chain.
         """
         if chain and chain_of(params.dataset) != chain:
-            needs = {"teacher-student": "a cohort with two modalities", "rare": "a cohort with common and rare classes"}[chain]
-            raise ParameterError(f'{params.stage} needs {needs}; dataset = "{params.dataset}" is none. `medkd data list` shows which cohorts serve which chain')
+            needs = {
+                "teacher-student": "a cohort with two modalities",
+                "rare": "a cohort with common and rare classes",
+            }[chain]
+            raise ParameterError(
+                f'{params.stage} needs {needs}; dataset = "{params.dataset}" is none. '
+                "`medkd data list` shows which cohorts serve which chain"
+            )
         return cls(params, cohort_of(params.dataset, params.root), pick_device(params.device))
 
 

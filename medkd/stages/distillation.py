@@ -41,7 +41,9 @@ class DistillationParams(OptimiserParams):
     stage: ClassVar[str] = "03_distillation"
     upstream: ClassVar[dict] = {"teacher": TeacherParams}
 
-    methods: list[Literal["ce", "kd", "gmcd"]] = Field(["ce", "kd", "gmcd"], description="students to train", json_schema_extra={"unkeyed": True})
+    methods: list[Literal["ce", "kd", "gmcd"]] = Field(
+        ["ce", "kd", "gmcd"], description="students to train", json_schema_extra={"unkeyed": True}
+    )
     temperature: float = Field(1.0, description="softening T of the KL terms", gt=0)
     kd_weight: float = Field(1.0, description="weight a of the KL terms", ge=0)
     contrast_weight: float = Field(0.02, description="weight b of the contrastive terms", ge=0)
@@ -58,7 +60,9 @@ class DistillationParams(OptimiserParams):
 def train_students(params: DistillationParams) -> dict[tuple[str, int], Run]:
     """The finished students by (method, fold); teachers they need are loaded or trained first."""
     context = Context.of(params, "teacher-student")
-    return {(method, fold): student_run(context, method, fold) for fold in run_folds(params) for method in params.methods}
+    return {
+        (method, fold): student_run(context, method, fold) for fold in run_folds(params) for method in params.methods
+    }
 
 
 def student_run(context: Context, method: str, fold: int) -> Run:
@@ -69,7 +73,10 @@ def student_run(context: Context, method: str, fold: int) -> Run:
         upstream = [teacher_run(Context.of(params.of("teacher")), "both", fold)]
     own = {name for name in type(params).model_fields if name not in OptimiserParams.model_fields}
     unread = own - METHOD_FIELDS[method] if method in METHOD_FIELDS else set()
-    config = {name: value for name, value in params.config().items() if name not in unread} | {"method": method, "fold": fold}
+    config = {name: value for name, value in params.config().items() if name not in unread} | {
+        "method": method,
+        "fold": fold,
+    }
     title = f"student {method}, fold {fold}"
     unit = Unit(params.stage, VERSION, config, context.cohort.fingerprint, upstream, title)
     return load_or_make(unit, lambda folder: _train(context, method, fold, upstream, folder, title))
@@ -103,7 +110,9 @@ def _train(context: Context, method: str, fold: int, upstream: list[Run], folder
         device=device,
         precision=params.precision,
     )
-    optimizer = torch.optim.Adam(step.parameters(), lr=params.lr, betas=(0.9, 0.999), weight_decay=params.weight_decay, fused=True)
+    optimizer = torch.optim.Adam(
+        step.parameters(), lr=params.lr, betas=(0.9, 0.999), weight_decay=params.weight_decay, fused=True
+    )
     history = fit(
         step,
         tensor_rows(split.train),
@@ -122,7 +131,9 @@ def _train(context: Context, method: str, fold: int, upstream: list[Run], folder
     write_tensors(folder / "features.safetensors", {"validation": torch.from_numpy(found.features)})
     write_tensors(folder / "model.safetensors", student.state_dict())
     best = history.loc[history["val_auc_macro"].idxmax()]
-    last_weights = {name: float(history[f"weight_{name}"].iloc[-1]) for name in GMCD_TERMS if f"weight_{name}" in history}
+    last_weights = {
+        name: float(history[f"weight_{name}"].iloc[-1]) for name in GMCD_TERMS if f"weight_{name}" in history
+    }
     return {
         "epoch": int(best["epoch"]),
         "val_auc_macro": float(best["val_auc_macro"]),

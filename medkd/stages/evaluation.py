@@ -44,7 +44,9 @@ class EvaluationParams(PairedParams):
         "self_distillation": SelfDistillationParams,
     }
 
-    k_shots: list[int] = Field([5], description="rare-disease chain: labelled images a class (K)", json_schema_extra={"shared": True})
+    k_shots: list[int] = Field(
+        [5], description="rare-disease chain: labelled images a class (K)", json_schema_extra={"shared": True}
+    )
     n_tasks: int = shared(2, "rare-disease chain: random tasks for each K", ge=1)
     by_lesion: bool = shared(True, "keep other images of a support lesion out of the query set")
     folds: int = shared(2, "teacher-student chain: folds to evaluate, from fold 0 on", ge=1)
@@ -75,22 +77,31 @@ def evaluate(params: EvaluationParams) -> Run:
 
 
 def _paired_sources(params: EvaluationParams) -> list[tuple[Run, str, str, int, Context]]:
-    """(run, method name, kind of network, fold, context it was made in) of all that the teacher-student chain compares."""
+    """(run, method name, kind of network, fold, context it was made in) of all that the chain compares."""
     students = params.of("distillation")
     teachers = students.of("teacher")
     made_by, taught_by = Context.of(students), Context.of(teachers)
-    sources = [(run, METHOD_NAMES.get(kind, ""), kind, fold, taught_by) for (kind, fold), run in train_teachers(teachers).items()]
-    return sources + [(run, METHOD_NAMES[method], "main", fold, made_by) for (method, fold), run in train_students(students).items()]
+    sources = [
+        (run, METHOD_NAMES.get(kind, ""), kind, fold, taught_by)
+        for (kind, fold), run in train_teachers(teachers).items()
+    ]
+    return sources + [
+        (run, METHOD_NAMES[method], "main", fold, made_by) for (method, fold), run in train_students(students).items()
+    ]
 
 
 def _rare_sources(params: EvaluationParams) -> list[tuple[Run, str, int, int]]:
     """(run, method name, K, task) of everything the rare-disease chain compares; K = 0 marks the URL run."""
     students = params.of("self_distillation")
     url = pretrain(students.of("moco"))
-    return [(url, URL_NAME, 0, 0)] + [(run, VARIANTS[variant], k_shot, task) for (variant, k_shot, task), run in self_distil(students).items()]
+    return [(url, URL_NAME, 0, 0)] + [
+        (run, VARIANTS[variant], k_shot, task) for (variant, k_shot, task), run in self_distil(students).items()
+    ]
 
 
-def _paired_predictions(context: Context, sources: list[tuple[Run, str, str, int, Context]]) -> tuple[pd.DataFrame, dict[str, tuple[np.ndarray, np.ndarray]]]:
+def _paired_predictions(
+    context: Context, sources: list[tuple[Run, str, str, int, Context]]
+) -> tuple[pd.DataFrame, dict[str, tuple[np.ndarray, np.ndarray]]]:
     """Test predictions of every run; features of the first fold's test rows by method."""
     cohort, tables, features = context.cohort, [], {}
     for run, method, kind, fold, made_in in sources:
@@ -99,14 +110,26 @@ def _paired_predictions(context: Context, sources: list[tuple[Run, str, str, int
         modalities = inputs_of(made_in, split)
         used = {"both": modalities, "main": modalities[:1], "second": modalities[1:]}[kind]
         head, name = ("logits_fused", "fused") if kind == "both" else ("logits", "features")
-        found = predict(trained_network(made_in, run, kind), used, tensor_rows(split.test), device=made_in.device, precision=made_in.params.precision, head=head, features=name)
-        tables.append(prediction_table(cohort, split.test, found.probabilities).assign(method=method, setting="", part=fold))
+        found = predict(
+            trained_network(made_in, run, kind),
+            used,
+            tensor_rows(split.test),
+            device=made_in.device,
+            precision=made_in.params.precision,
+            head=head,
+            features=name,
+        )
+        tables.append(
+            prediction_table(cohort, split.test, found.probabilities).assign(method=method, setting="", part=fold)
+        )
         if fold == 0:
             features[method] = (split.test, found.features)
     return pd.concat(tables, ignore_index=True), features
 
 
-def _rare_predictions(context: Context, sources: list[tuple[Run, str, int, int]]) -> tuple[pd.DataFrame, dict[str, tuple[np.ndarray, np.ndarray]]]:
+def _rare_predictions(
+    context: Context, sources: list[tuple[Run, str, int, int]]
+) -> tuple[pd.DataFrame, dict[str, tuple[np.ndarray, np.ndarray]]]:
     """Query predictions: logistic regression on URL features, and the students directly; features of rare images."""
     cohort = context.cohort
     url = sources[0][0]
@@ -121,7 +144,12 @@ def _rare_predictions(context: Context, sources: list[tuple[Run, str, int, int]]
         if (k_shot, task) not in seen:
             seen.add((k_shot, task))
             names = cohort.table["class"].to_numpy()
-            probabilities = label_with_logistic_regression(all_features[support], np.array([classes.index(names[row]) for row in support]), all_features[query], n_way=len(classes))
+            probabilities = label_with_logistic_regression(
+                all_features[support],
+                np.array([classes.index(names[row]) for row in support]),
+                all_features[query],
+                n_way=len(classes),
+            )
             tables.append(_query_table(cohort, query, probabilities, classes).assign(method=URL_NAME, **tag))
         student_features = run.tensors("features")["features"]
         rows = rows_by_id(cohort, run.table("ids")["id"])
@@ -154,7 +182,10 @@ def _evaluate(context: Context, sources: list[Any], predict_all: Any, reference:
         embedded.append(frame.assign(method=method, x=coordinates[:, 0], y=coordinates[:, 1]))
     write_table(folder / "embedding.csv", pd.concat(embedded, ignore_index=True))
     wanted = summary[summary["metric"].isin(["balanced_accuracy", "auc_macro"])]
-    return {f"{row.method} {row.setting} {row.level} {row.metric}".replace("  ", " "): row.value for row in wanted.itertuples()}
+    return {
+        f"{row.method} {row.setting} {row.level} {row.metric}".replace("  ", " "): row.value
+        for row in wanted.itertuples()
+    }
 
 
 def _levels(predictions: pd.DataFrame) -> list[str]:
@@ -170,14 +201,35 @@ def _summary(predictions: pd.DataFrame, params: EvaluationParams, cohort: Any) -
     rows = []
     for (setting, method), group in predictions.groupby(["setting", "method"], sort=False):
         for level in _levels(predictions):
-            parts = [aggregate(part.dropna(axis=1, how="all"), level).assign(part=number) for number, part in group.groupby("part")]
+            parts = [
+                aggregate(part.dropna(axis=1, how="all"), level).assign(part=number)
+                for number, part in group.groupby("part")
+            ]
             frame = pd.concat(parts, ignore_index=True)
             labels, probabilities = _arrays(frame)
-            table = bootstrap_metrics(labels, probabilities, frame["patient"].to_numpy(), n_resamples=params.n_resamples, seed=params.seed)
+            table = bootstrap_metrics(
+                labels, probabilities, frame["patient"].to_numpy(), n_resamples=params.n_resamples, seed=params.seed
+            )
             each = pd.DataFrame([classification_metrics(*_arrays(part)) for part in parts])
             for metric, row in table.iterrows():
-                spread = {"mean_over_parts": each[metric].mean(), "sd_over_parts": each[metric].std(ddof=1) if len(each) > 1 else np.nan}
-                rows.append({"setting": setting, "method": method, "level": level, "metric": metric, "value": row["value"], "low": row["low"], "high": row["high"], **spread, "n_parts": len(parts), "n": len(frame)})
+                spread = {
+                    "mean_over_parts": each[metric].mean(),
+                    "sd_over_parts": each[metric].std(ddof=1) if len(each) > 1 else np.nan,
+                }
+                rows.append(
+                    {
+                        "setting": setting,
+                        "method": method,
+                        "level": level,
+                        "metric": metric,
+                        "value": row["value"],
+                        "low": row["low"],
+                        "high": row["high"],
+                        **spread,
+                        "n_parts": len(parts),
+                        "n": len(frame),
+                    }
+                )
     return pd.DataFrame(rows)
 
 
@@ -185,15 +237,28 @@ def _differences(predictions: pd.DataFrame, params: EvaluationParams, reference:
     """Each pair of methods that answers a question, on the same images, with the paired interval."""
     rows = []
     for setting, group in predictions.groupby("setting", sort=False):
-        by_method = {method: frame.sort_values(["part", "id"], ignore_index=True) for method, frame in group.groupby("method", sort=False)}
+        by_method = {
+            method: frame.sort_values(["part", "id"], ignore_index=True)
+            for method, frame in group.groupby("method", sort=False)
+        }
         base = "CE only" if "CE only" in by_method else reference
         others = [method for method in by_method if method != base]
         for method in others:
             a, b = by_method[method], by_method[base]
             labels, ours = _arrays(a)
             for metric in ("balanced_accuracy", "auc_macro"):
-                found = paired_difference(labels, ours, _arrays(b)[1], a["patient"].to_numpy(), name=metric, n_resamples=params.n_resamples, seed=params.seed)
-                rows.append({"setting": setting, "method": method, "minus": base, "metric": metric, **found, "n": len(a)})
+                found = paired_difference(
+                    labels,
+                    ours,
+                    _arrays(b)[1],
+                    a["patient"].to_numpy(),
+                    name=metric,
+                    n_resamples=params.n_resamples,
+                    seed=params.seed,
+                )
+                rows.append(
+                    {"setting": setting, "method": method, "minus": base, "metric": metric, **found, "n": len(a)}
+                )
     return pd.DataFrame(rows)
 
 

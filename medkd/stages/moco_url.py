@@ -49,7 +49,14 @@ def _train(context: Context, folder: Path) -> dict[str, Any]:
         accuracy = knn_accuracy(train, labels[bank], held_out, labels[probe])
         return {"knn_accuracy": accuracy, "feature_std": collapse_std(features)}
 
-    step = MocoStep(moco, images, validate=monitor, validation_rows=tensor_rows(np.concatenate([bank, probe])), device=device, precision=params.precision)
+    step = MocoStep(
+        moco,
+        images,
+        validate=monitor,
+        validation_rows=tensor_rows(np.concatenate([bank, probe])),
+        device=device,
+        precision=params.precision,
+    )
     history = fit(
         step,
         tensor_rows(base),
@@ -68,7 +75,12 @@ def _train(context: Context, folder: Path) -> dict[str, Any]:
     write_tensors(folder / "features.safetensors", {"features": torch.from_numpy(features)})
     write_tensors(folder / "model.safetensors", moco.query_encoder.state_dict())
     last = history.iloc[-1]
-    return {"n_train": len(base), "loss": float(last["loss"]), "knn_accuracy": float(last["knn_accuracy"]), "feature_std": float(last["feature_std"])}
+    return {
+        "n_train": len(base),
+        "loss": float(last["loss"]),
+        "knn_accuracy": float(last["knn_accuracy"]),
+        "feature_std": float(last["feature_std"]),
+    }
 
 
 def _probe_rows(context: Context, base: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

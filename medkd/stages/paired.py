@@ -60,7 +60,10 @@ def split_of(context: Context, fold: int) -> Split:
 def inputs_of(context: Context, split: Split) -> list[Modality]:
     """Main and second modality; vectors are imputed and scaled by the training rows."""
     cohort, size = context.cohort, context.params.image_size
-    return [modality(cohort, name, size=size, augment=GMCD, train_rows=split.train, device=context.device) for name in (cohort.main, cohort.second)]
+    return [
+        modality(cohort, name, size=size, augment=GMCD, train_rows=split.train, device=context.device)
+        for name in (cohort.main, cohort.second)
+    ]
 
 
 def build_network(context: Context, kind: str, *purpose: object) -> nn.Module:
@@ -74,9 +77,14 @@ def build_network(context: Context, kind: str, *purpose: object) -> nn.Module:
     cohort, params = context.cohort, context.params
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(params.seed, "weights", *purpose))
-        encoders = {name: _encoder(cohort, name, params) for name in ((cohort.main, cohort.second) if kind == "both" else (getattr(cohort, kind),))}
+        encoders = {
+            name: _encoder(cohort, name, params)
+            for name in ((cohort.main, cohort.second) if kind == "both" else (getattr(cohort, kind),))
+        }
         if kind == "both":
-            network = MultimodalTeacher(encoders[cohort.main], encoders[cohort.second], BilinearFusion(DIM, DIM, DIM), DIM, len(cohort.classes))
+            network = MultimodalTeacher(
+                encoders[cohort.main], encoders[cohort.second], BilinearFusion(DIM, DIM, DIM), DIM, len(cohort.classes)
+            )
         else:
             network = SingleModalityNet(encoders[getattr(cohort, kind)], DIM, len(cohort.classes))
     return to_device(network, context.device)

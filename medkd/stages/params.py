@@ -59,7 +59,9 @@ class StageParams(BaseModel):
             if name not in cls.model_fields:
                 near = difflib.get_close_matches(name, cls.model_fields, n=1)
                 hint = f'; did you mean "{near[0]}"?' if near else "."
-                raise ParameterError(f'unknown parameter "{name}" for {cls.stage}{hint} Known: {", ".join(sorted(cls.model_fields))}')
+                raise ParameterError(
+                    f'unknown parameter "{name}" for {cls.stage}{hint} Known: {", ".join(sorted(cls.model_fields))}'
+                )
         try:
             params = cls(**values)
         except ValidationError as error:
@@ -73,19 +75,27 @@ class StageParams(BaseModel):
     def of(self, upstream: str) -> StageParams:
         """Parameters of an upstream stage: this stage's shared values, then the overrides in the field of that name."""
         target = self.upstream[upstream]
-        handed_on = {name: getattr(self, name) for name, field in type(self).model_fields.items() if _extra(field, "shared") and name in target.model_fields}
+        handed_on = {
+            name: getattr(self, name)
+            for name, field in type(self).model_fields.items()
+            if _extra(field, "shared") and name in target.model_fields
+        }
         handed_on |= {name: getattr(self, name) for name in self.upstream if name in target.model_fields}
         return target.checked(handed_on | getattr(self, upstream))
 
     def config(self) -> dict[str, Any]:
         """What a result depends on: every value but where files lie, on which device, and the upstream overrides."""
-        left_out = {name for name, field in type(self).model_fields.items() if _extra(field, "unkeyed")} | set(self.upstream)
+        left_out = {name for name, field in type(self).model_fields.items() if _extra(field, "unkeyed")} | set(
+            self.upstream
+        )
         return self.model_dump(mode="json", exclude=left_out)
 
     @classmethod
     def cell(cls) -> str:
         """Source of the notebook's `parameters` cell."""
-        lines = [f"# parameters of {cls.stage}, rendered from medkd.stages.{cls.__name__}; the defaults are the quick settings"]
+        lines = [
+            f"# parameters of {cls.stage}, rendered from medkd.stages.{cls.__name__}; defaults are the quick settings"
+        ]
         for name, field in cls.model_fields.items():
             value = field.get_default(call_default_factory=True)
             lines.append(f"{name}: {_type_name(value)} = {_literal(value)}  # {field.description}")
@@ -94,7 +104,12 @@ class StageParams(BaseModel):
     def rows(self) -> list[dict[str, str]]:
         """One row a parameter (name, value, default, meaning) for the report."""
         return [
-            {"parameter": name, "value": str(getattr(self, name)), "default": str(field.get_default(call_default_factory=True)), "meaning": field.description or ""}
+            {
+                "parameter": name,
+                "value": str(getattr(self, name)),
+                "default": str(field.get_default(call_default_factory=True)),
+                "meaning": field.description or "",
+            }
             for name, field in type(self).model_fields.items()
         ]
 

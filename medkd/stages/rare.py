@@ -38,11 +38,17 @@ class ContrastParams(RareParams):
     lr: float = Field(0.06, description="learning rate of SGD at the start", gt=0)
     sgd_momentum: float = Field(0.9, description="momentum of SGD", ge=0, lt=1)
     weight_decay: float = Field(1e-4, description="L2 penalty of SGD", ge=0)
-    schedule: Literal["step", "cosine"] = Field("cosine", description='"step" (times 0.1 at 60% and 80% of the epochs, MoCo v1) or "cosine"')
+    schedule: Literal["step", "cosine"] = Field(
+        "cosine", description='"step" (times 0.1 at 60% and 80% of the epochs, MoCo v1) or "cosine"'
+    )
     queue_size: int = Field(1280, description="keys in the queue (MoCo's K)", ge=1)
-    momentum: float = Field(0.99, description="momentum of the key encoder (paper: .999 over 118,000 steps)", ge=0, le=1)
+    momentum: float = Field(
+        0.99, description="momentum of the key encoder (paper: .999 over 118,000 steps)", ge=0, le=1
+    )
     temperature: float = Field(0.07, description="temperature of the contrastive loss", gt=0)
-    bn_splits: int = Field(4, description="ghost batch norm: parts of a batch with statistics of their own (paper: 4 GPUs)", ge=1)
+    bn_splits: int = Field(
+        4, description="ghost batch norm: parts of a batch with statistics of their own (paper: 4 GPUs)", ge=1
+    )
 
 
 def images_of(context: Context) -> ImageModality:
@@ -71,7 +77,10 @@ def build_moco(context: Context, *purpose: object) -> MoCo:
 def optimiser(parameters: Any, params: ContrastParams) -> torch.optim.Optimizer:
     """SGD over everything that learns, as both papers use it."""
     return torch.optim.SGD(
-        [p for p in parameters if p.requires_grad], lr=params.lr, momentum=params.sgd_momentum, weight_decay=params.weight_decay
+        [p for p in parameters if p.requires_grad],
+        lr=params.lr,
+        momentum=params.sgd_momentum,
+        weight_decay=params.weight_decay,
     )
 
 

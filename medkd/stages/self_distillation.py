@@ -13,8 +13,8 @@ from medkd.files import write_json, write_table, write_tensors
 from medkd.models.device import to_device
 from medkd.stages.context import Context, generator_for, seed_for
 from medkd.stages.moco_url import MocoParams, pretrain
-from medkd.stages.params import shared
 from medkd.stages.paired import tensor_rows
+from medkd.stages.params import shared
 from medkd.stages.pseudo_labelling import PseudoLabelParams, label_run, rows_by_id, task_of, url_features
 from medkd.stages.rare import DIM, ContrastParams, build_moco, images_of, optimiser, schedule_of
 from medkd.stages.store import Run, Unit, load_or_make
@@ -32,12 +32,25 @@ class SelfDistillationParams(ContrastParams):
     stage: ClassVar[str] = "06_self_distillation"
     upstream: ClassVar[dict] = {"moco": MocoParams, "pseudo_labels": PseudoLabelParams}
 
-    k_shots: list[int] = Field([5], description="labelled images a rare class (K) to run", json_schema_extra={"shared": True, "unkeyed": True})
-    n_tasks: int = Field(2, description="random tasks for each K", ge=1, json_schema_extra={"shared": True, "unkeyed": True})
+    k_shots: list[int] = Field(
+        [5], description="labelled images a rare class (K) to run", json_schema_extra={"shared": True, "unkeyed": True}
+    )
+    n_tasks: int = Field(
+        2, description="random tasks for each K", ge=1, json_schema_extra={"shared": True, "unkeyed": True}
+    )
     by_lesion: bool = shared(True, "keep other images of a support lesion out of the query set")
-    variants: list[Literal["hybrid", "hybrid_dic"]] = Field(["hybrid", "hybrid_dic"], description="without and with imbalance correction (DIC)", json_schema_extra={"unkeyed": True})
+    variants: list[Literal["hybrid", "hybrid_dic"]] = Field(
+        ["hybrid", "hybrid_dic"],
+        description="without and with imbalance correction (DIC)",
+        json_schema_extra={"unkeyed": True},
+    )
     hard: bool = Field(True, description="train towards the arg max of a pseudo-label (True) or the soft label")
-    mix: float = Field(0.7, description="share of the student's own prediction in its target at the end (alpha_T); 0 is not adaptive", ge=0, le=1)
+    mix: float = Field(
+        0.7,
+        description="share of the student's own prediction in its target at the end (alpha_T); 0 is not adaptive",
+        ge=0,
+        le=1,
+    )
     dic_gamma: float = Field(0.1, description="gamma of DIC", gt=0, le=1)
     dic_every: int = Field(5, description="epochs between two measurements of the dispersion", ge=1)
     moco: dict = Field({}, description="parameters of 04_moco_url that differ from its defaults")
@@ -67,7 +80,9 @@ def trained_student(context: Context, run: Run, n_way: int) -> HybridStudent:
 
 def _build(context: Context, n_way: int, task: int) -> HybridStudent:
     moco = build_moco(context, "student", task)
-    return to_device(HybridStudent(moco, DIM, n_way, generator_for(context.params.seed, "classifier", task)), context.device)
+    return to_device(
+        HybridStudent(moco, DIM, n_way, generator_for(context.params.seed, "classifier", task)), context.device
+    )
 
 
 def _student_run(context: Context, url: Run, labels: Run, variant: str, k_shot: int, task: int) -> Run:
@@ -80,7 +95,9 @@ def _student_run(context: Context, url: Run, labels: Run, variant: str, k_shot: 
     return load_or_make(unit, lambda folder: _train(context, url, labels, variant, task, folder, title))
 
 
-def _train(context: Context, url: Run, labels: Run, variant: str, task: int, folder: Path, title: str) -> dict[str, Any]:
+def _train(
+    context: Context, url: Run, labels: Run, variant: str, task: int, folder: Path, title: str
+) -> dict[str, Any]:
     params, cohort, device = context.params, context.cohort, context.device
     drawn = task_of(labels)
     frame = labels.table("pseudo_labels")
@@ -119,8 +136,14 @@ def _train(context: Context, url: Run, labels: Run, variant: str, task: int, fol
     write_json(folder / "task.json", drawn.to_json())
     write_table(folder / "history.csv", history)
     write_table(folder / "ids.csv", cohort.table.iloc[rare.numpy()][["id"]])
-    kept = {name: value for name, value in student.state_dict().items() if name.startswith(("moco.query_encoder.", "classifier."))}
+    kept = {
+        name: value
+        for name, value in student.state_dict().items()
+        if name.startswith(("moco.query_encoder.", "classifier."))
+    }
     write_tensors(folder / "model.safetensors", kept)
     write_tensors(folder / "features.safetensors", {"features": torch.from_numpy(features)})
     last = history.iloc[-1]
-    return {name: float(last[name]) for name in ("loss", "contrast", "classification", "agreement")} | {"n_train": len(base)}
+    return {name: float(last[name]) for name in ("loss", "contrast", "classification", "agreement")} | {
+        "n_train": len(base)
+    }

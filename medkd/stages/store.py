@@ -101,7 +101,15 @@ def load_folder(folder: Path) -> Run | None:
         record = json.loads((folder / "run.json").read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-    return Run(folder, record["stage"], record["key"], record["config"], record["metrics"], tuple(record["upstream"]), record["seconds"])
+    return Run(
+        folder,
+        record["stage"],
+        record["key"],
+        record["config"],
+        record["metrics"],
+        tuple(record["upstream"]),
+        record["seconds"],
+    )
 
 
 def load_or_make(unit: Unit, make: Callable[[Path], dict[str, Any]]) -> Run:
@@ -132,7 +140,9 @@ def load_or_make(unit: Unit, make: Callable[[Path], dict[str, Any]]) -> Run:
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S"),
         }
         write_json(unit.folder / "run.json", record)
-    return Run(unit.folder, unit.stage, unit.key, dict(unit.config), metrics, tuple(record["upstream"]), seconds, made=True)
+    return Run(
+        unit.folder, unit.stage, unit.key, dict(unit.config), metrics, tuple(record["upstream"]), seconds, made=True
+    )
 
 
 @contextmanager

@@ -34,7 +34,9 @@ class TeacherParams(OptimiserParams):
     stage: ClassVar[str] = "02_teacher_training"
 
     low_rank_weight: float = Field(0.1, description="Lambda of the low-rank term (M3LR); 0 leaves it out", ge=0)
-    shrinkage: Literal["weighted", "plain"] = Field("weighted", description='"weighted" (as T-SVDNet) or "plain" soft threshold of singular values')
+    shrinkage: Literal["weighted", "plain"] = Field(
+        "weighted", description='"weighted" (as T-SVDNet) or "plain" soft threshold of singular values'
+    )
     mean_teacher: float = Field(1.0, description="weight of the KL towards the momentum copy; 0 leaves it out", ge=0)
     l1: float = Field(3e-4, description="L1 penalty on a vector encoder's weights", ge=0)
     momentum: float = Field(0.99, description="largest momentum of the momentum copy", ge=0, lt=1)
@@ -83,7 +85,9 @@ def _train(context: Context, kind: str, fold: int, folder: Path, title: str) -> 
     else:
         used, head, features = [modalities[0 if kind == "main" else 1]], "logits", "features"
         step = SupervisedStep(network, used[0], labels, validation, device=device, precision=params.precision)
-    optimizer = torch.optim.Adam(network.parameters(), lr=params.lr, betas=(0.5, 0.999), weight_decay=params.weight_decay, fused=True)
+    optimizer = torch.optim.Adam(
+        network.parameters(), lr=params.lr, betas=(0.5, 0.999), weight_decay=params.weight_decay, fused=True
+    )
     seed = seed_for(params.seed, "teacher", kind, fold)
     history = fit(
         step,

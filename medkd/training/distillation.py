@@ -87,11 +87,18 @@ class DistillationStep:
         self.copy = MomentumCopy(student)
         memory = {"embed_dim": dim, "generator": generator}
         self.contrast = nn.ModuleDict(
-            {name: ContrastiveDistillation(len(train_rows), dim, dim, **memory).to(device) for name in ("teacher", "momentum")}
+            {
+                name: ContrastiveDistillation(len(train_rows), dim, dim, **memory).to(device)
+                for name in ("teacher", "momentum")
+            }
         )
         self.modulation = GradientModulation(momentum=modulation_momentum, threshold=modulation_threshold).to(device)
-        self.sampler = ContrastSampler(self.labels[train_rows.to(device)], n_positives=n_positives, n_negatives=n_negatives)
-        self.slot = torch.full((len(labels),), -1, dtype=torch.long, device=device)  # row of the cohort -> row of the banks
+        self.sampler = ContrastSampler(
+            self.labels[train_rows.to(device)], n_positives=n_positives, n_negatives=n_negatives
+        )
+        self.slot = torch.full(
+            (len(labels),), -1, dtype=torch.long, device=device
+        )  # row of the cohort -> row of the banks
         self.slot[train_rows.to(device)] = torch.arange(len(train_rows), device=device)
         self.modules.update({"copy": self.copy, "contrast": self.contrast, "modulation": self.modulation})
 
@@ -117,17 +124,28 @@ class DistillationStep:
             return terms["ce"], terms
         with torch.no_grad(), autocast(self.device, self.precision):
             taught = self.teacher(view, second.plain(rows))
-        terms["kd_teacher"] = self.kd_weight * distillation_loss(logits, taught.logits_fused.float(), temperature=self.temperature)
+        terms["kd_teacher"] = self.kd_weight * distillation_loss(
+            logits, taught.logits_fused.float(), temperature=self.temperature
+        )
         if self.method == "kd":
             return terms["ce"] + terms["kd_teacher"], terms
         with torch.no_grad(), autocast(self.device, self.precision):
             own = self.copy(main.augmented(rows, self.generator))
-        terms["kd_momentum"] = self.kd_weight * distillation_loss(logits, own.logits.float(), temperature=self.temperature)
+        terms["kd_momentum"] = self.kd_weight * distillation_loss(
+            logits, own.logits.float(), temperature=self.temperature
+        )
         slots = self.slot[rows.to(self.device)]
         candidates = self.sampler(slots, self.generator)
-        pick = {"n_positives": self.n_positives, "selection": self.selection, "n_selected": self.n_selected, "progress": progress}
+        pick = {
+            "n_positives": self.n_positives,
+            "selection": self.selection,
+            "n_selected": self.n_selected,
+            "progress": progress,
+        }
         for name, target in (("teacher", taught.fused), ("momentum", own.features)):
-            terms[f"contrast_{name}"] = self.contrast_weight * self.contrast[name](features, target.float(), slots, candidates, **pick)
+            terms[f"contrast_{name}"] = self.contrast_weight * self.contrast[name](
+                features, target.float(), slots, candidates, **pick
+            )
         losses = [terms[name] for name in GMCD_TERMS]
         weights = self.modulation(losses, terms["ce"], features)
         total = terms["ce"] + sum(weight * loss for weight, loss in zip(weights, losses, strict=True))
@@ -141,5 +159,7 @@ class DistillationStep:
 
     def validate(self) -> dict[str, float]:
         """Balanced accuracy and macro AUC of the student on the validation rows."""
-        found = predict(self.student, self.inputs[:1], self.validation_rows, device=self.device, precision=self.precision)
+        found = predict(
+            self.student, self.inputs[:1], self.validation_rows, device=self.device, precision=self.precision
+        )
         return validation_numbers(self.labels[self.validation_rows.to(self.device)], found.probabilities)

@@ -81,7 +81,9 @@ class VectorModality:
         return self.values[rows.to(self.values.device)]
 
 
-def modality(cohort: Cohort, name: str, *, size: int, augment: Augment, train_rows: np.ndarray, device: torch.device) -> Modality:
+def modality(
+    cohort: Cohort, name: str, *, size: int, augment: Augment, train_rows: np.ndarray, device: torch.device
+) -> Modality:
     """The modality `name` of a cohort, image or vector."""
     if name in cohort.vectors:
         return VectorModality(cohort.vectors[name].values, train_rows, device)

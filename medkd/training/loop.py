@@ -29,7 +29,7 @@ class Step(Protocol):
         """Called once before the first batch; random numbers of augmentation and sampling come from `generator`."""
 
     def loss(self, rows: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """Loss of the batch with these row numbers, and named numbers to log; `progress` is the share of epochs done."""
+        """Loss of the batch of these rows, and named numbers to log; `progress` is the share of epochs done."""
 
     def after_step(self) -> None:
         """Called after each optimiser step, for example to move a momentum copy."""
@@ -98,7 +98,9 @@ def fit(
         TrainingError: the loss is not finite, or there are fewer rows than `batch_size`.
     """
     if len(rows) < batch_size:
-        raise TrainingError(f"{title}: {len(rows)} training rows are fewer than batch_size = {batch_size}; lower batch_size")
+        raise TrainingError(
+            f"{title}: {len(rows)} training rows are fewer than batch_size = {batch_size}; lower batch_size"
+        )
     generator = torch.Generator().manual_seed(seed)
     rates = [group["lr"] for group in optimizer.param_groups]
     history: list[dict[str, Any]] = []
@@ -135,7 +137,15 @@ def fit(
     return pd.DataFrame(history)
 
 
-def _epoch(step: Step, rows: Tensor, optimizer: torch.optim.Optimizer, generator: torch.Generator, batch_size: int, progress: float, title: str) -> dict[str, float]:
+def _epoch(
+    step: Step,
+    rows: Tensor,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    batch_size: int,
+    progress: float,
+    title: str,
+) -> dict[str, float]:
     """One pass; returns the mean of each logged number."""
     step.modules.train()
     sums: dict[str, Tensor] = {}
@@ -146,7 +156,8 @@ def _epoch(step: Step, rows: Tensor, optimizer: torch.optim.Optimizer, generator
         if (step.device.type == "cpu" or n_steps % 50 == 0) and not torch.isfinite(loss):
             terms = ", ".join(f"{name} {float(torch.as_tensor(value).detach()):.4g}" for name, value in logged.items())
             raise TrainingError(
-                f"{title}, step {n_steps + 1}: the loss is not finite ({terms}; rows {batch.tolist()}); lower the learning rate or set precision=\"float32\""
+                f"{title}, step {n_steps + 1}: the loss is not finite ({terms}; rows {batch.tolist()}); "
+                'lower the learning rate or set precision="float32"'
             )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -165,10 +176,22 @@ def _batches(rows: Tensor, batch_size: int, generator: torch.Generator) -> Itera
         yield order[start : start + batch_size]
 
 
-def _write_checkpoint(folder: Path, step: Step, optimizer: torch.optim.Optimizer, generator: torch.Generator, history: list[dict[str, Any]], best: dict[str, Tensor]) -> None:
+def _write_checkpoint(
+    folder: Path,
+    step: Step,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    history: list[dict[str, Any]],
+    best: dict[str, Tensor],
+) -> None:
     """Tensors first, then the small file that makes them valid; a kill in between leaves the older pair in force."""
     state = optimizer.state_dict()
-    moments = {f"optimizer.{index}.{name}": value for index, entry in state["state"].items() for name, value in entry.items() if isinstance(value, Tensor)}
+    moments = {
+        f"optimizer.{index}.{name}": value
+        for index, entry in state["state"].items()
+        for name, value in entry.items()
+        if isinstance(value, Tensor)
+    }
     tensors = {f"modules.{name}": value for name, value in step.modules.state_dict().items()}
     tensors |= moments | {f"best.{name}": value for name, value in best.items()}
     tensors |= {"generator": generator.get_state(), "torch_rng": torch.get_rng_state()}
@@ -182,7 +205,9 @@ def _write_checkpoint(folder: Path, step: Step, optimizer: torch.optim.Optimizer
         old.unlink()
 
 
-def _read_checkpoint(folder: Path, step: Step, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> tuple[list[dict[str, Any]], dict[str, Tensor]] | None:
+def _read_checkpoint(
+    folder: Path, step: Step, optimizer: torch.optim.Optimizer, generator: torch.Generator
+) -> tuple[list[dict[str, Any]], dict[str, Tensor]] | None:
     record_path = folder / "checkpoint.json"
     if not record_path.exists():
         return None

@@ -29,7 +29,16 @@ class MocoStep:
         He et al. 2020 (MoCo v1); Sun et al. 2021, section 2.1.
     """
 
-    def __init__(self, moco: MoCo, images: ImageModality, *, validate: Callable[[np.ndarray], dict[str, float]], validation_rows: Tensor, device: torch.device, precision: str) -> None:
+    def __init__(
+        self,
+        moco: MoCo,
+        images: ImageModality,
+        *,
+        validate: Callable[[np.ndarray], dict[str, float]],
+        validation_rows: Tensor,
+        device: torch.device,
+        precision: str,
+    ) -> None:
         self.modules = self.moco = moco
         self.images, self.device, self.precision = images, device, precision
         self._validate, self.validation_rows = validate, validation_rows
@@ -56,4 +65,6 @@ class MocoStep:
     def validate(self) -> dict[str, float]:
         """Whatever the stage asked to see of the features."""
         encoder = self.moco.query_encoder
-        return self._validate(encode(encoder, self.images, self.validation_rows, device=self.device, precision=self.precision))
+        return self._validate(
+            encode(encoder, self.images, self.validation_rows, device=self.device, precision=self.precision)
+        )

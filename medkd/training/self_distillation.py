@@ -37,7 +37,7 @@ class SelfDistillationStep:
     Args:
         student: `HybridStudent`.
         images: the image modality.
-        soft_labels: pseudo-labels of every row of the cohort, shape (n, n_way); rows that are not trained on are unused.
+        soft_labels: pseudo-labels of every row of the cohort, shape (n, n_way); only `train_rows` are read.
         train_rows: rows that are trained on (the common classes); dispersion is measured on them.
         hard: train towards the arg max instead of the soft label.
         mix: alpha_T, share of the student's own prediction in the target at the end of training; it grows linearly.
@@ -88,7 +88,11 @@ class SelfDistillationStep:
         temperatures = self.student.temperatures if self.dic_gamma else None
         classification = pseudo_label_loss(logits, target, mix=self.mix * progress, temperatures=temperatures)
         agreement = (logits.detach().argmax(dim=1) == self.hard_labels[rows.to(self.device)]).float().mean()
-        return output["loss"] + classification, {"contrast": output["loss"], "classification": classification, "agreement": agreement}
+        return output["loss"] + classification, {
+            "contrast": output["loss"],
+            "classification": classification,
+            "agreement": agreement,
+        }
 
     def after_step(self) -> None:
         """The momentum update is part of the forward pass."""
@@ -97,7 +101,13 @@ class SelfDistillationStep:
         """Measure the dispersion every `dic_every` epochs; logs the temperatures."""
         self.student.epoch += 1
         if self.dic_gamma and int(self.student.epoch) % self.dic_every == 0:
-            features = encode(self.student.moco.query_encoder, self.images, self.train_rows, device=self.device, precision=self.precision)
+            features = encode(
+                self.student.moco.query_encoder,
+                self.images,
+                self.train_rows,
+                device=self.device,
+                precision=self.precision,
+            )
             hard = self.hard_labels[self.train_rows.to(self.device)].cpu()
             self.set_dispersion(torch.from_numpy(features), hard)
         return {f"temperature_{i}": float(t) for i, t in enumerate(self.student.temperatures)} if self.dic_gamma else {}

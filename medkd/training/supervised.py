@@ -23,7 +23,16 @@ class SupervisedStep:
         device, precision: where and in which precision the network runs.
     """
 
-    def __init__(self, network: nn.Module, inputs: Modality, labels: Tensor, validation_rows: Tensor, *, device: torch.device, precision: str) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        inputs: Modality,
+        labels: Tensor,
+        validation_rows: Tensor,
+        *,
+        device: torch.device,
+        precision: str,
+    ) -> None:
         self.modules = network
         self.network, self.inputs, self.device, self.precision = network, inputs, device, precision
         self.labels, self.validation_rows = labels.to(device), validation_rows

@@ -63,7 +63,9 @@ class TeacherStep:
         self.momentum, self.mean_teacher, self.l1 = momentum, mean_teacher, l1
         self.copy = MomentumCopy(teacher)
         self.low_rank = LowRankLoss(weight=low_rank_weight, kind=shrinkage).to(device) if low_rank_weight else None
-        self.modules = nn.ModuleDict({"teacher": teacher, "copy": self.copy} | ({"low_rank": self.low_rank} if self.low_rank else {}))
+        self.modules = nn.ModuleDict(
+            {"teacher": teacher, "copy": self.copy} | ({"low_rank": self.low_rank} if self.low_rank else {})
+        )
         self.modules.register_buffer("n_steps", torch.zeros((), dtype=torch.long))
         self.penalised = [p for p in teacher.second.encoder.parameters() if p.requires_grad] if l1 else []
 
@@ -81,7 +83,8 @@ class TeacherStep:
         terms = {"nll": sum(F.cross_entropy(_logits(current, branch), labels) for branch in BRANCHES)}
         if self.mean_teacher:
             terms["mean_teacher"] = self.mean_teacher * sum(
-                distillation_loss(_logits(current, branch), _logits(momentum, branch), temperature=1.0) for branch in BRANCHES
+                distillation_loss(_logits(current, branch), _logits(momentum, branch), temperature=1.0)
+                for branch in BRANCHES
             )
         if self.penalised:
             terms["l1"] = self.l1 * sum(parameter.abs().sum() for parameter in self.penalised)
@@ -96,7 +99,15 @@ class TeacherStep:
 
     def validate(self) -> dict[str, float]:
         """Balanced accuracy and macro AUC of the fused head on the validation rows."""
-        found = predict(self.teacher, self.inputs, self.validation_rows, device=self.device, precision=self.precision, head="logits_fused", features="fused")
+        found = predict(
+            self.teacher,
+            self.inputs,
+            self.validation_rows,
+            device=self.device,
+            precision=self.precision,
+            head="logits_fused",
+            features="fused",
+        )
         return validation_numbers(self.labels[self.validation_rows.to(self.device)], found.probabilities)
 
 
@@ -105,5 +116,10 @@ def _logits(output: TeacherOutput, branch: str) -> Tensor:
 
 
 def _views(current: TeacherOutput, momentum: TeacherOutput, branch: str) -> list[Tensor]:
-    """The four views of one modality: fused, momentum fused, the branch (the only one with gradient), momentum branch."""
-    return [current.fused.detach().float(), momentum.fused.float(), getattr(current, branch).float(), getattr(momentum, branch).float()]
+    """The four views of one modality: fused, its momentum copy, the branch (alone with gradient), its momentum copy."""
+    return [
+        current.fused.detach().float(),
+        momentum.fused.float(),
+        getattr(current, branch).float(),
+        getattr(momentum, branch).float(),
+    ]

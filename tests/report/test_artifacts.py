@@ -65,6 +65,7 @@ def test_simulated_figure_says_so_once_below_its_axes(artifacts):
     fig = artifacts.figure(line_figure(), "curves", "Loss.")
     artifacts.figure(fig, "again", "Loss.")
     (mark,) = simulated_texts(fig)
+    fig.draw_without_rendering()  # extents at the figure's own resolution, not the file's
     word = mark.get_window_extent()
     label = fig.axes[0].xaxis.label.get_window_extent()
     assert word.x1 <= fig.bbox.x1 and word.x0 > fig.bbox.width * 0.8
@@ -102,7 +103,7 @@ def test_table_keeps_all_digits_in_csv_and_shows_three(artifacts, table):
 def test_latex_table_has_booktabs_escapes_caption_and_label(artifacts, table):
     artifacts.table(table, "main", r"50% of a_b {c} \ ~.", formats={"auc": "{:.1%}"})
     latex = (artifacts.folder / "tables" / f"{STAGE}-main.tex").read_text(encoding="utf-8")
-    for part in (r"\toprule", r"\midrule", r"\bottomrule", r"CE\_only & 81.2\% & 0.050", r"100\% \& <b> & –"):
+    for part in (r"\toprule", r"\midrule", r"\bottomrule", r"CE\_only & 81.2\% & 0.050 \\", r"100\% \& <b> & –"):
         assert part in latex, part
     assert r"\caption{50\% of a\_b \{c\} \textbackslash{} \textasciitilde{}. Simulated data.}" in latex
     assert rf"\label{{tab:{STAGE}-main}}" in latex

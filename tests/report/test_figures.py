@@ -72,6 +72,16 @@ def test_second_call_adds_lines_in_the_next_colour(ax):
     assert [line.get_color() for line in ax.lines] == list(PALETTE[:2])
 
 
+def test_method_curves_draw_one_colour_a_method(ax):
+    history = pd.DataFrame(
+        {"method": ["KD", "KD", "KD", "GMCD"], "part": [0, 1, 0, 0], "epoch": [1, 1, 2, 1], "val_auc": [1.0, 2, 4, 3]}
+    )
+    figures.method_curves(history, "val_auc", ax)
+    assert [line.get_xydata().tolist() for line in ax.lines] == [[[1, 1.5], [2, 4]], [[1, 3]]]
+    assert [line.get_color() for line in ax.lines] == [METHOD_COLOURS["KD"], METHOD_COLOURS["GMCD"]]
+    assert legend_texts(ax) == ["KD", "GMCD"] and ax.get_ylabel() == "val auc"
+
+
 def test_weights_over_time_start_at_zero_and_drop_the_prefix(ax):
     history = pd.DataFrame({"epoch": [1, 2], "weight_kd_teacher": [1.0, 5.0], "weight_kd_momentum": [0.5, 0.8]})
     figures.weights_over_time(history, ["weight_kd_teacher", "weight_kd_momentum"], ax)
@@ -96,14 +106,23 @@ def test_heatmap_shows_values_and_marks_unknown_ones(ax):
     assert tick_texts(ax.xaxis) == ["a", "b", "c"]
 
 
+def test_wide_heatmap_has_a_colour_bar_for_numbers_and_is_symmetric_about_zero(ax):
+    values = np.linspace(-2, 1, 50).reshape(2, 25)
+    figures.heatmap(values, ["a", "b"], [f"gene {i}" for i in range(25)], ax)
+    assert not ax.texts
+    assert ax.images[0].get_clim() == (-2, 2)
+    assert ax.images[0].colorbar is not None
+    assert tick_texts(ax.xaxis) == [f"gene {i}" for i in range(0, 25, 4)]
+
+
 def test_interval_bars_put_the_first_method_on_top(ax):
     table = pd.DataFrame(
         {"method": ["teacher", "GMCD"], "value": [0.9, 0.8], "low": [0.85, 0.81], "high": [0.95, 0.84]}
     )
     figures.interval_bars(table, ax)
     spans, dots = ax.lines[::2], ax.lines[1::2]
-    assert [line.get_xdata() for line in spans] == [[0.85, 0.95], [0.81, 0.84]]
-    assert [(dot.get_xdata(), dot.get_ydata()) for dot in dots] == [([0.9], [0]), ([0.8], [1])]
+    assert [list(line.get_xdata()) for line in spans] == [[0.85, 0.95], [0.81, 0.84]]
+    assert [dot.get_xydata().tolist() for dot in dots] == [[[0.9, 0]], [[0.8, 1]]]
     assert [dot.get_color() for dot in dots] == [METHOD_COLOURS["teacher"], METHOD_COLOURS["GMCD"]]
     assert tick_texts(ax.yaxis) == ["teacher", "GMCD"]
     assert ax.yaxis_inverted()

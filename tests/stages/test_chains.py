@@ -81,7 +81,14 @@ def test_an_upstream_change_makes_exactly_what_depends_on_it(students):
 
 
 def test_evaluation_of_the_teacher_student_chain_opens_the_test_split_of_every_method(students):
-    run = evaluate(EvaluationParams(**PAIRED, n_resamples=100, teacher=TINY, distillation=students.model_dump(include=set(TINY) | {"n_positives", "n_selected", "n_negatives"})))
+    run = evaluate(
+        EvaluationParams(
+            **PAIRED,
+            n_resamples=100,
+            teacher=TINY,
+            distillation=students.model_dump(include=set(TINY) | {"n_positives", "n_selected", "n_negatives"}),
+        )
+    )
     predictions = run.table("predictions")
     assert set(predictions["method"]) == {"teacher", "omic only", "CE only", "KD", "GMCD"}
     assert predictions.groupby("method")["id"].agg(frozenset).nunique() == 1
@@ -125,7 +132,9 @@ def test_self_distillation_and_its_evaluation_use_disjoint_support_and_query_set
 
 
 def test_a_cohort_of_the_other_chain_is_refused(home):
-    with pytest.raises(ParameterError, match='02_teacher_training needs a cohort with two modalities; dataset = "phantom-rare-skin"'):
+    with pytest.raises(
+        ParameterError, match='02_teacher_training needs a cohort with two modalities; dataset = "phantom-rare-skin"'
+    ):
         train_teachers(TeacherParams(dataset="phantom-rare-skin"))
 
 

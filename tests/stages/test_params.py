@@ -5,7 +5,14 @@ import re
 import pytest
 
 from medkd.errors import ParameterError
-from medkd.stages import DistillationParams, EvaluationParams, MocoParams, SelfDistillationParams, TeacherParams, stage_params
+from medkd.stages import (
+    DistillationParams,
+    EvaluationParams,
+    MocoParams,
+    SelfDistillationParams,
+    TeacherParams,
+    stage_params,
+)
 
 
 def test_every_parameter_is_typed_and_explained_in_the_cell():
@@ -24,7 +31,9 @@ def test_the_rendered_cell_holds_the_defaults():
 
 
 def test_unknown_parameter_names_the_nearest():
-    with pytest.raises(ParameterError, match='unknown parameter "tempreature" for 03_distillation; did you mean "temperature"'):
+    with pytest.raises(
+        ParameterError, match='unknown parameter "tempreature" for 03_distillation; did you mean "temperature"'
+    ):
         DistillationParams.checked({"tempreature": 2.0})
 
 

@@ -41,7 +41,9 @@ def test_a_failed_making_is_not_taken_for_finished_and_keeps_its_files(project):
     with pytest.raises(RuntimeError):
         load_or_make(unit(), fail)
     assert load(unit()) is None
-    assert load_or_make(unit(), lambda folder: {"found": (folder / "checkpoint.json").exists()}).metrics == {"found": True}
+    assert load_or_make(unit(), lambda folder: {"found": (folder / "checkpoint.json").exists()}).metrics == {
+        "found": True
+    }
 
 
 def test_a_half_written_record_does_not_count(project):

@@ -39,7 +39,14 @@ class LineStep:
 
 def train(step, folder, epochs=6, **changes):
     optimizer = torch.optim.Adam(step.modules.parameters(), lr=0.05)
-    options = {"batch_size": 3, "schedule": linear_decay, "seed": 1, "folder": folder, "title": "line", "checkpoint_seconds": -1.0}
+    options = {
+        "batch_size": 3,
+        "schedule": linear_decay,
+        "seed": 1,
+        "folder": folder,
+        "title": "line",
+        "checkpoint_seconds": -1.0,
+    }
     return fit(step, torch.arange(10), optimizer, epochs=epochs, **(options | changes))
 
 
@@ -93,7 +100,7 @@ def test_fewer_rows_than_a_batch_are_refused(tmp_path):
 
 
 def test_schedules_have_the_published_endpoints():
-    """Xing et al. 2023: 5e-4 falls from 4.839e-4 to 1.613e-5 over 30 epochs; MoCo v1: times .1 at 120 and 160 of 200."""
+    """Xing et al. 2023: 5e-4 falls from 4.839e-4 to 1.613e-5 in 30 epochs; MoCo v1: times .1 at 120 and 160 of 200."""
     assert 5e-4 * linear_decay(0, 30) == pytest.approx(4.839e-4, rel=1e-3)
     assert 5e-4 * linear_decay(29, 30) == pytest.approx(1.613e-5, rel=1e-3)
     assert [round(step_decay(epoch, 200), 6) for epoch in (119, 120, 159, 160)] == [1, 0.1, 0.1, 0.01]

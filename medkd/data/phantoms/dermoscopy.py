@@ -100,7 +100,9 @@ def _render_chunk(rng: np.random.Generator, lesions: Lesions, size: int) -> np.n
     cosine, sine = drawing.column(np.cos(turn)), drawing.column(np.sin(turn))
     x, y = x0 * cosine + y0 * sine, y0 * cosine - x0 * sine
     relative, angle = polar(lesions, x, y, scale)
-    fine, small, middle, other, wide = (drawing.smooth_noise(rng, n, size, s) for s in (0.012, 0.026, 0.045, 0.045, 0.11))
+    fine, small, middle, other, wide = (
+        drawing.smooth_noise(rng, n, size, s) for s in (0.012, 0.026, 0.045, 0.045, 0.11)
+    )
     relative = relative + 0.04 * middle
     inside = drawing.edge(relative - 1.0, drawing.column(rng.uniform(0.02, 0.07, n)))
 
@@ -116,9 +118,11 @@ def _render_chunk(rng: np.random.Generator, lesions: Lesions, size: int) -> np.n
         )  # fmt: skip
         return field
 
-    # structures; the counts grow with the strength, the contrast with its square root
+    # structures: a stronger one has more blobs, or more contrast where it is a field
     shift = 0.010 + 0.016 * strength["irregular"]
-    net = drawing.hexagonal_net(x, y, np.zeros(n), scale * rng.uniform(0.050, 0.066, n), (shift * middle, shift * other))
+    net = drawing.hexagonal_net(
+        x, y, np.zeros(n), scale * rng.uniform(0.050, 0.066, n), (shift * middle, shift * other)
+    )
     globules = blobs(34 * lesions.strength("globules"), 0.013, 0.026, 0.95, 0.25)
     nests = blobs(7 * lesions.strength("nests"), 0.035, 0.065, 0.85, 0.25)
     cysts = blobs(26 * lesions.strength("cysts"), 0.009, 0.018, 0.9, 0.4)

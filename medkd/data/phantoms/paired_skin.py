@@ -75,7 +75,9 @@ def make(*, n_lesions: int = 400, image_size: int = 64, spread: float = SPREAD, 
     table = pd.DataFrame({"id": ids, "label": label, "class": np.array(CLASSES, object)[label]})
     table["patient"] = [f"P{i:04d}" for i in of_patient]
     table["roi"] = table["id"]
-    names = [f"latent_dermoscopic_{s}" for s in dermoscopy.STRUCTURES] + [f"latent_clinical_{s}" for s in CLINICAL_SIGNS]
+    names = [f"latent_dermoscopic_{s}" for s in dermoscopy.STRUCTURES] + [
+        f"latent_clinical_{s}" for s in CLINICAL_SIGNS
+    ]
     hidden = np.concatenate([lesions.strengths, signs], axis=1).round(4)
     return Cohort(
         name="phantom-paired-skin",
@@ -95,9 +97,7 @@ def make(*, n_lesions: int = 400, image_size: int = 64, spread: float = SPREAD, 
     )
 
 
-def _draw_signs(
-    rng: np.random.Generator, lesions: dermoscopy.Lesions, label: np.ndarray, spread: float
-) -> np.ndarray:
+def _draw_signs(rng: np.random.Generator, lesions: dermoscopy.Lesions, label: np.ndarray, spread: float) -> np.ndarray:
     """Clinical strengths, shape (n, 8); what both views show shares half of its variance with dermoscopy."""
     departure = spread * rng.standard_normal((len(label), len(CLINICAL_SIGNS)))
     for i, name in enumerate(SEEN_TWICE):
@@ -141,7 +141,9 @@ def _photograph(rng: np.random.Generator, lesions: dermoscopy.Lesions, signs: np
     highlight = 0.40 * sign["gloss"] * inside * np.exp(-np.square((lit + 0.28) / 0.12))
 
     melanin = drawing.column(lesions.tone) * (1.0 + 0.10 * wide)
-    melanin += inside * np.maximum(0.70 * sign["pigment"] * (1.0 + 0.15 * small + 0.55 * sign["variegation"] * wide), 0.0)
+    melanin += inside * np.maximum(
+        0.70 * sign["pigment"] * (1.0 + 0.15 * small + 0.55 * sign["variegation"] * wide), 0.0
+    )
     blood = 0.14 + 0.03 * wide + inside * 0.26 * sign["red"] * (1.0 + 0.2 * small)
     crust = inside * sign["crust"] * 0.65 * drawing.edge(0.9 - small - 0.5 * fine, 0.25)
     brightness = drawing.column(0.90 * np.exp(rng.normal(0.0, 0.08, n)))
