@@ -70,7 +70,8 @@ def figure(*, wide: bool = False, n_columns: int = 1) -> tuple[Figure, Any]:
 
 
 def method_colour(method: str) -> str:
-    """The colour of a method, the same in every figure; "<modality> only" counts as "second only"."""
+    """The colour of a method, the same in every figure and for every "K=..."; "<modality> only" is "second only"."""
+    method = method.split(" K=")[0]
     if method in METHOD_COLOURS:
         return METHOD_COLOURS[method]
     if method.endswith(" only"):

@@ -29,7 +29,16 @@ CHAINS = {
 
 DEFAULT_COHORTS = ("phantom-glioma", "phantom-paired-skin", "phantom-rare-skin")
 
-SETTINGS: dict[str, dict[str, dict[str, Any]]] = {}
+SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    "phantom-paired-skin": {"*": {"folds": 1}},
+    "isic2018": {
+        "*": {"k_shots": [1, 5]},
+        "moco": {"epochs": 20, "batch_size": 128, "lr": 0.12},
+        "self_distillation": {"epochs": 8, "batch_size": 128, "lr": 0.12, "dic_every": 2},
+    },
+    "milk10k": {"*": {"epochs": 15}},
+    "milk10k-5": {"*": {"epochs": 15}},
+}
 """Settings that fit a cohort to two CPU cores, by cohort and short stage name; "*" goes to every stage that has it."""
 
 

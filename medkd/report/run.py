@@ -13,7 +13,7 @@ import medkd
 from medkd.data.registry import load_cohort
 from medkd.files import write_json
 from medkd.paths import home, reports_dir, runs_dir
-from medkd.report.artifacts import read_index
+from medkd.report.artifacts import read_index, read_metrics
 from medkd.report.notebooks import NotebookFailure, export_html, run_notebook
 from medkd.report.page import build_page, versions
 from medkd.report.plan import Entry, known_cohort, plan
@@ -110,6 +110,8 @@ def _page(
     seed: int,
 ) -> Path:
     """metrics.json, manifest.json and index.html."""
+    wanted = {entry.name for entry in entries}
+    metrics = {stage: numbers for stage, numbers in read_metrics(folder).items() if stage in wanted}
     manifest = {
         "report": name,
         "simulated": any(cohort.simulated for cohort in cohorts.values()),
@@ -129,18 +131,12 @@ def _page(
             for dataset, cohort in cohorts.items()
         },
         "notebooks": [{key: record.get(key) for key in ("name", "state", "seconds", "error")} for record in done],
-        "stages": _stage_seconds(),
+        "units": _units([numbers["run"] for numbers in metrics.values() if "run" in numbers]),
         "parameters": {
             entry.name: stage_params()[entry.notebook].checked(entry.parameters).rows() for entry in entries
         },
     }
-    wanted = {entry.name for entry in entries}
     index = [entry for entry in read_index(folder) if entry["stage"] in wanted]
-    metrics = {}
-    for entry in entries:
-        path = folder / "index" / f"{entry.name}.json"
-        if path.exists():
-            metrics[entry.name] = json.loads(path.read_text()).get("metrics", {})
     write_json(folder / "metrics.json", metrics)
     write_json(folder / "manifest.json", manifest)
     titles = ", ".join(cohort.label_text for cohort in cohorts.values())
@@ -153,21 +149,17 @@ def _page(
     )
 
 
-def _stage_seconds() -> list[dict[str, Any]]:
-    """Wall time of every unit in the run store."""
-    found = []
-    for path in sorted(runs_dir().glob("*/*/run.json")):
-        record = json.loads(path.read_text())
-        found.append(
-            {
-                "stage": record["stage"],
-                "unit": record["title"],
-                "key": record["key"],
-                "seconds": record["seconds"],
-                "finished": record["finished"],
-            }
-        )
-    return found
+def _units(keys: Sequence[str]) -> list[dict[str, Any]]:
+    """Stage, title and wall time of these units and of every unit they were made from."""
+    records = {path.parent.name: path for path in runs_dir().glob("*/*/run.json")}
+    waiting, found = list(keys), {}
+    while waiting:
+        key = waiting.pop()
+        if key in records and key not in found:
+            record = json.loads(records[key].read_text())
+            found[key] = {name: record[name] for name in ("stage", "title", "key", "seconds", "finished")}
+            waiting += record["upstream"]
+    return sorted(found.values(), key=lambda unit: (unit["stage"], unit["title"]))
 
 
 def _key(entry: Entry, cohort: str) -> str:

@@ -189,11 +189,11 @@ def _evaluate(context: Context, sources: list[Any], predict_all: Any, reference:
 
 
 def _levels(predictions: pd.DataFrame) -> list[str]:
-    """Image, ROI and patient level, as far as they differ in these predictions."""
-    levels = ["image"]
-    if (predictions["roi"] != predictions["id"]).any():
-        levels.append("roi")
-    return levels
+    """Image level, and ROI and patient level where regions were cut into several images."""
+    if (predictions["roi"] == predictions["id"]).all():
+        return ["image"]
+    one_label = predictions.groupby("patient")["label"].nunique().max() == 1
+    return ["image", "roi", "patient"] if one_label else ["image", "roi"]
 
 
 def _summary(predictions: pd.DataFrame, params: EvaluationParams, cohort: Any) -> pd.DataFrame:

@@ -43,8 +43,10 @@ class Run:
     made: bool = field(default=False, compare=False)
 
     def table(self, name: str) -> pd.DataFrame:
-        """The table `name`.csv of the run; ids stay strings."""
-        return pd.read_csv(self.folder / f"{name}.csv", dtype={"id": str, "patient": str, "roi": str})
+        """The table `name`.csv of the run; ids stay strings, and empty texts stay empty texts."""
+        frame = pd.read_csv(self.folder / f"{name}.csv", dtype={"id": str, "patient": str, "roi": str, "setting": str})
+        texts = frame.select_dtypes(exclude=["number", "bool"]).columns
+        return frame.fillna(dict.fromkeys(texts, ""))
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors of `name`.safetensors, on the CPU."""

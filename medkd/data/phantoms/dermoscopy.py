@@ -136,14 +136,14 @@ def _render_chunk(rng: np.random.Generator, lesions: Lesions, size: int) -> np.n
 
     outer = 1.0 - np.minimum(strength["scar"], 1.0) * centre
     melanin = 0.52 * strength["pigment"] * (1.0 + 0.18 * middle + 0.45 * strength["irregular"] * wide)
-    melanin = melanin * outer + 0.62 * strength["network"] * outer * (net - 0.62)
+    melanin = melanin * outer + 0.70 * strength["network"] * outer * (net - 0.62)
     melanin += 0.60 * globules + 0.28 * strength["ridges"] * (furrows - 0.4)
     melanin = np.maximum(melanin, 0.0) * inside + 0.45 * strength["streaks"] * streaks + drawing.column(lesions.tone)
     blood = 0.10 + 0.03 * wide + inside * (0.22 * strength["red"] * (1.0 + 0.25 * middle) + 0.75 * lacunae)
     blood += 0.42 * strength["vessels"] * vessels * drawing.edge(relative - 1.1, 0.1)
     blue = inside * (0.50 * nests + 0.42 * strength["veil"] * patch + 0.10 * lacunae)
-    keratin = inside * (0.60 * cysts + 0.55 * strength["scar"] * centre * (0.8 + 0.2 * fine))
-    keratin += inside * strength["scale"] * 0.50 * drawing.edge(0.35 - fine - 0.6 * wide, 0.25)
+    keratin = inside * (0.60 * cysts + 0.70 * strength["scar"] * centre * (0.8 + 0.2 * fine))
+    keratin += inside * strength["scale"] * 0.62 * drawing.edge(0.35 - fine - 0.6 * wide, 0.25)
     channels = _densities_to_channels(rng, melanin, blood, blue, np.clip(keratin, 0.0, 0.9))
     return drawing.to_uint8(*_nuisance(rng, channels, size))
 
@@ -169,7 +169,7 @@ def _nuisance(rng: np.random.Generator, channels: list[np.ndarray], size: int) -
     rim = drawing.column(np.where(rng.random(n) < 0.35, rng.uniform(0.48, 0.62, n), 1.0))
     shade = shade * (0.06 + 0.94 * drawing.edge(np.hypot(x, y) - rim, 0.012))
     hair = np.zeros((n, size, size), np.float32)
-    image = drawing.repeat_images(rng.poisson(5.0, n) * (rng.random(n) < 0.3))
+    image = drawing.repeat_images(rng.poisson(5.0, n) * (rng.random(n) < 0.25))
     start, bow = rng.uniform(-0.6, 0.6, (len(image), 1, 2)), rng.normal(0.0, 0.10, (len(image), 1, 2))
     heading = rng.uniform(0, 2 * np.pi, len(image))
     reach = np.stack([np.cos(heading), np.sin(heading)], axis=1)[:, None] * 1.1

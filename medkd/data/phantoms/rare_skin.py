@@ -17,7 +17,7 @@ BASE_CLASSES, RARE_CLASSES = ("NV", "MEL", "BKL", "BCC"), ("DF", "AKIEC", "VASC"
 PUBLISHED_COUNTS = np.array([6705, 1113, 1099, 514, 327, 142, 115])  # images of HAM10000, in the order of CLASSES
 MIN_LESIONS = 28  # of a class: tasks with five support lesions a class then keep 23 or more to classify
 IMAGES_A_LESION = (0.62, 0.26, 0.12)  # probabilities of 1, 2 and 3 images
-SPREAD = 0.42
+SPREAD = 0.44
 PROFILES = np.stack(
     [
         dermoscopy.profile(pigment=0.75, network=0.60, globules=0.35, irregular=0.20),
