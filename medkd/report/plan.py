@@ -32,9 +32,8 @@ DEFAULT_COHORTS = ("phantom-glioma", "phantom-paired-skin", "phantom-rare-skin")
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "phantom-paired-skin": {"*": {"folds": 1}},
     "isic2018": {
-        "*": {"k_shots": [1, 5]},
-        "moco": {"epochs": 20, "batch_size": 128, "lr": 0.12},
-        "self_distillation": {"epochs": 8, "batch_size": 128, "lr": 0.12, "dic_every": 2},
+        "moco": {"epochs": 12, "batch_size": 128, "lr": 0.12},
+        "self_distillation": {"epochs": 12, "batch_size": 128, "lr": 0.12, "dic_every": 3},
     },
     "milk10k": {"*": {"epochs": 15}},
     "milk10k-5": {"*": {"epochs": 15}},
