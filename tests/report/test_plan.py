@@ -1,0 +1,67 @@
+"""What a report runs, and where parameters go."""
+
+import pytest
+
+from medkd.errors import ParameterError
+from medkd.report.plan import DEFAULT_COHORTS, plan
+from medkd.stages import stage_params
+
+
+def entries(datasets=DEFAULT_COHORTS, **overrides):
+    return plan(list(datasets), report="quick", overrides=overrides)
+
+
+def test_every_notebook_runs_in_order_on_the_cohorts_of_its_chain():
+    found = entries()
+    assert [entry.notebook for entry in found] == sorted(entry.notebook for entry in found)
+    assert {entry.notebook for entry in found} == set(stage_params())
+    on_rare = [entry.notebook[:2] for entry in found if entry.dataset == "phantom-rare-skin"]
+    assert on_rare == ["01", "04", "05", "06", "07"]
+
+
+def test_a_parameter_without_a_stage_goes_to_every_stage_that_has_it():
+    found = {entry.notebook: entry.parameters for entry in entries(["phantom-glioma"], image_size=32)}
+    assert all(parameters["image_size"] == 32 for parameters in found.values())
+
+
+def test_a_parameter_of_one_stage_reaches_the_stages_after_it_as_upstream():
+    found = {
+        entry.notebook: entry.parameters
+        for entry in plan(["phantom-glioma"], report="q", overrides={"teacher.epochs": 3})
+    }
+    assert found["02_teacher_training"]["epochs"] == 3
+    assert "epochs" not in found["03_distillation"]
+    assert found["03_distillation"]["teacher"]["epochs"] == 3
+    evaluation = stage_params()["07_evaluation"].checked(found["07_evaluation"])
+    assert evaluation.of("distillation").of("teacher").epochs == 3
+
+
+def test_notebooks_of_a_chain_agree_on_their_upstream_configuration():
+    """What 02 trains is what 03 and 07 load: the same keys from the same settings."""
+    found = {
+        entry.notebook: stage_params()[entry.notebook].checked(entry.parameters)
+        for entry in entries(["phantom-paired-skin"], epochs=2)
+    }
+    teacher = found["02_teacher_training"].config()
+    assert found["03_distillation"].of("teacher").config() == teacher
+    assert found["07_evaluation"].of("distillation").of("teacher").config() == teacher
+    assert found["07_evaluation"].of("distillation").config() == found["03_distillation"].config()
+
+
+def test_rare_chain_agrees_too():
+    found = {
+        entry.notebook: stage_params()[entry.notebook].checked(entry.parameters)
+        for entry in entries(["phantom-rare-skin"], epochs=2)
+    }
+    moco = found["04_moco_url"].config()
+    assert found["05_pseudo_labelling"].of("moco").config() == moco
+    assert found["06_self_distillation"].of("moco").config() == moco
+    assert found["07_evaluation"].of("self_distillation").of("moco").config() == moco
+    assert found["06_self_distillation"].of("pseudo_labels").config() == found["05_pseudo_labelling"].config()
+    assert found["07_evaluation"].of("self_distillation").config() == found["06_self_distillation"].config()
+    assert found["07_evaluation"].k_shots == found["06_self_distillation"].k_shots
+
+
+def test_a_stage_that_the_plan_does_not_run_takes_no_parameters():
+    with pytest.raises(ParameterError, match='unknown parameter "moco.epochs"'):
+        plan(["phantom-glioma"], report="q", overrides={"moco.epochs": 3})
