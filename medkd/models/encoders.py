@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import torchvision.models
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -45,6 +44,8 @@ class CentredImages(nn.Module):
 
 def encoder_names() -> tuple[str, ...]:
     """Every name that `build_image_encoder` knows, ours first."""
+    import torchvision.models  # late: it takes longer to import than torch itself, and our own encoders do not need it
+
     known = torchvision.models.list_models(module=torchvision.models)
     return ("resnet12", "conv4", *(name for name in known if not name.startswith(_UNFIT)))
 
@@ -121,6 +122,8 @@ def _build_backbone(name: str, dim: int, width: float, bn_splits: int) -> tuple[
         raise ParameterError(f'unknown image encoder "{name}"; nearest known: {", ".join(near)}')
     if width != 1.0:
         raise ParameterError(f'width={width} has no meaning for "{name}"; leave it at 1, or use "resnet12" or "conv4"')
+    import torchvision.models
+
     model = torchvision.models.get_model(name, weights=None, num_classes=dim)
     if bn_splits != 1:
         _split_batch_norm(model, bn_splits)

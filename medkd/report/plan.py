@@ -30,13 +30,14 @@ CHAINS = {
 DEFAULT_COHORTS = ("phantom-glioma", "phantom-paired-skin", "phantom-rare-skin")
 
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
-    "phantom-paired-skin": {"*": {"folds": 1}},
+    "phantom-paired-skin": {"*": {"folds": 1, "epochs": 8}},
+    "phantom-rare-skin": {"*": {"image_size": 40}},
     "isic2018": {
         "moco": {"epochs": 12, "batch_size": 128, "lr": 0.12},
         "self_distillation": {"epochs": 12, "batch_size": 128, "lr": 0.12, "dic_every": 3},
     },
-    "milk10k": {"*": {"epochs": 15}},
-    "milk10k-5": {"*": {"epochs": 15}},
+    "milk10k": {"*": {"epochs": 12}},
+    "milk10k-5": {"*": {"epochs": 12}},
 }
 """Settings that fit a cohort to two CPU cores, by cohort and short stage name; "*" goes to every stage that has it."""
 

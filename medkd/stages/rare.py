@@ -33,7 +33,7 @@ class RareParams(StageParams):
 class ContrastParams(RareParams):
     """Parameters of a training run with the contrastive loss (paper: 200 epochs, batch 16, momentum .999)."""
 
-    epochs: int = Field(15, description="passes over the common classes", ge=1)
+    epochs: int = Field(10, description="passes over the common classes", ge=1)
     batch_size: int = Field(64, description="images a step", ge=2)
     lr: float = Field(0.06, description="learning rate of SGD at the start", gt=0)
     sgd_momentum: float = Field(0.9, description="momentum of SGD", ge=0, lt=1)

@@ -32,6 +32,7 @@ class SelfDistillationParams(ContrastParams):
     stage: ClassVar[str] = "06_self_distillation"
     upstream: ClassVar[dict] = {"moco": MocoParams, "pseudo_labels": PseudoLabelParams}
 
+    epochs: int = Field(6, description="passes over the common classes (paper: 200)", ge=1)
     k_shots: list[int] = Field(
         [5], description="labelled images a rare class (K) to run", json_schema_extra={"shared": True, "unkeyed": True}
     )
@@ -52,7 +53,7 @@ class SelfDistillationParams(ContrastParams):
         le=1,
     )
     dic_gamma: float = Field(0.1, description="gamma of DIC", gt=0, le=1)
-    dic_every: int = Field(5, description="epochs between two measurements of the dispersion", ge=1)
+    dic_every: int = Field(2, description="epochs between two measurements of the dispersion", ge=1)
     moco: dict = Field({}, description="parameters of 04_moco_url that differ from its defaults")
     pseudo_labels: dict = Field({}, description="parameters of 05_pseudo_labelling that differ from its defaults")
 
