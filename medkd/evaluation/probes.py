@@ -14,7 +14,13 @@ CHUNK_ROWS = 2048  # query rows compared at once, so memory does not grow with t
 
 
 def knn_accuracy(
-    train_features: np.ndarray, train_labels: np.ndarray, features: np.ndarray, labels: np.ndarray, k: int = 20
+    train_features: np.ndarray,
+    train_labels: np.ndarray,
+    features: np.ndarray,
+    labels: np.ndarray,
+    k: int = 20,
+    *,
+    balanced: bool = False,
 ) -> float:
     """Accuracy of a weighted vote of the k nearest training rows in cosine similarity, without any training.
 
@@ -24,6 +30,8 @@ def knn_accuracy(
         features: rows to classify, shape (n, d).
         labels: shape (n,), int >= 0.
         k: neighbours that vote with exp(cosine / 0.1), clipped to n_train.
+        balanced: mean over the classes of `labels`; where one class is most of the data, the plain share of right
+            votes hardly moves.
 
     Returns:
         Share of right votes, 0..1.
@@ -40,15 +48,17 @@ def knn_accuracy(
     bank, rows = unit_rows(train_features), unit_rows(features)
     k = min(k, len(bank))
     one_hot = np.eye(train_labels.max() + 1)[train_labels]
-    n_right = 0
+    right = np.zeros(len(labels), bool)
     for start in range(0, len(rows), CHUNK_ROWS):
         similarity = rows[start : start + CHUNK_ROWS] @ bank.T  # (chunk, n_train)
         nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
         # minus 1 keeps the exponent <= 0; a common factor does not change the vote
         votes = np.exp((np.take_along_axis(similarity, nearest, axis=1) - 1) / TEMPERATURE)
         scores = np.einsum("nk,nkc->nc", votes, one_hot[nearest])
-        n_right += int((scores.argmax(axis=1) == labels[start : start + CHUNK_ROWS]).sum())
-    return n_right / len(labels)
+        right[start : start + CHUNK_ROWS] = scores.argmax(axis=1) == labels[start : start + CHUNK_ROWS]
+    if balanced:
+        return float(np.mean([right[labels == name].mean() for name in np.unique(labels)]))
+    return float(right.mean())
 
 
 def neighbour_purity(points: np.ndarray, labels: np.ndarray, k: int = 10) -> float:

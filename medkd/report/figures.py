@@ -69,6 +69,15 @@ def figure(*, wide: bool = False, n_columns: int = 1) -> tuple[Figure, Any]:
     return plt.subplots(1, n_columns, figsize=(width, height), layout="constrained")
 
 
+def panels(n: int, *, height: float = 2.1) -> tuple[Figure, list[Axes]]:
+    """A page-wide figure of `n` equal panels, three a row, each row `height` inches tall."""
+    n_rows = -(-n // 3)
+    fig, axes = plt.subplots(n_rows, 3, figsize=(PAGE_WIDTH, height * n_rows), squeeze=False, layout="constrained")
+    for unused in axes.flat[n:]:
+        unused.axis("off")
+    return fig, list(axes.flat[:n])
+
+
 def method_colour(method: str) -> str:
     """The colour of a method, the same in every figure and for every "K=..."; "<modality> only" is "second only"."""
     method = method.split(" K=")[0]
@@ -134,8 +143,10 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], ax: Axes) -> Axes:
     matrix = np.asarray(matrix)
     totals = matrix.sum(axis=1, keepdims=True)
     share = np.divide(matrix, totals, out=np.full(matrix.shape, np.nan), where=totals > 0)
+    roomy = len(matrix) <= 5  # more classes than that leave no room for numbers; they are in the CSV
     text = [
-        [f"{share[i, j]:.2f}\n({n})" if totals[i] else "–" for j, n in enumerate(row)] for i, row in enumerate(matrix)
+        [(f"{share[i, j]:.2f}\n({n})" if totals[i] else "–") if roomy else "" for j, n in enumerate(row)]
+        for i, row in enumerate(matrix)
     ]
     _annotated(share, classes, classes, text, (0, 1), ax)
     ax.set_xlabel("predicted class")
@@ -172,7 +183,13 @@ def interval_bars(table: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def scatter_embedding(
-    coordinates: np.ndarray, labels: np.ndarray, classes: Sequence[str], ax: Axes, *, on_top: Sequence[str] = ()
+    coordinates: np.ndarray,
+    labels: np.ndarray,
+    classes: Sequence[str],
+    ax: Axes,
+    *,
+    on_top: Sequence[str] = (),
+    legend: bool = True,
 ) -> Axes:
     """UMAP coordinates coloured by class, one collection a class.
 
@@ -182,6 +199,7 @@ def scatter_embedding(
         classes: names.
         ax: where.
         on_top: names of classes drawn last, larger and outlined, so that rare ones are not buried.
+        legend: name the classes beside the axes; one panel of several is enough.
 
     Raises:
         ParameterError: if `on_top` names an unknown class.
@@ -200,7 +218,8 @@ def scatter_embedding(
         # thousands of vector dots make a PDF slow to open
         ax.scatter(*points.T, color=colour, marker=marker, label=name, rasterized=len(labels) > 2000, **raised)
     ax.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
-    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=1.5, handletextpad=0.2)
+    if legend:
+        ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=1.5, handletextpad=0.2)
     return ax
 
 

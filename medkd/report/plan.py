@@ -30,7 +30,7 @@ CHAINS = {
 DEFAULT_COHORTS = ("phantom-glioma", "phantom-paired-skin", "phantom-rare-skin")
 
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
-    "phantom-paired-skin": {"*": {"folds": 1, "epochs": 8}},
+    "phantom-paired-skin": {"*": {"folds": 1, "epochs": 10, "batch_size": 16}},
     "phantom-rare-skin": {"*": {"image_size": 40}},
     "isic2018": {
         "moco": {"epochs": 12, "batch_size": 128, "lr": 0.12},

@@ -46,8 +46,8 @@ def _train(context: Context, folder: Path) -> dict[str, Any]:
 
     def monitor(features: np.ndarray) -> dict[str, float]:
         train, held_out = features[: len(bank)], features[len(bank) :]
-        accuracy = knn_accuracy(train, labels[bank], held_out, labels[probe])
-        return {"knn_accuracy": accuracy, "feature_std": collapse_std(features)}
+        accuracy = knn_accuracy(train, labels[bank], held_out, labels[probe], balanced=True)
+        return {"knn_balanced_accuracy": accuracy, "feature_std": collapse_std(features)}
 
     step = MocoStep(
         moco,
@@ -78,7 +78,7 @@ def _train(context: Context, folder: Path) -> dict[str, Any]:
     return {
         "n_train": len(base),
         "loss": float(last["loss"]),
-        "knn_accuracy": float(last["knn_accuracy"]),
+        "knn_balanced_accuracy": float(last["knn_balanced_accuracy"]),
         "feature_std": float(last["feature_std"]),
     }
 

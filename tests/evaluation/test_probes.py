@@ -66,3 +66,10 @@ def test_names_lengths_that_do_not_fit():
         knn_accuracy(np.eye(2), np.zeros(3, int), np.eye(2), np.zeros(2, int))
     with pytest.raises(DataError, match="at least two rows"):
         neighbour_purity(np.ones((1, 2)), np.zeros(1))
+
+
+def test_knn_balanced_weighs_classes_equally():
+    train, labels = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([0, 1])
+    rows, truth = np.array([[1.0, 0.1]] * 4 + [[1.0, 0.2]]), np.array([0, 0, 0, 0, 1])
+    assert knn_accuracy(train, labels, rows, truth, k=1) == pytest.approx(0.8)
+    assert knn_accuracy(train, labels, rows, truth, k=1, balanced=True) == pytest.approx(0.5)
