@@ -71,7 +71,7 @@ def report(
     except KeyboardInterrupt:
         _fail("interrupted; finished stages are kept, and the same command goes on from there", 130)
     else:
-        print(page)
+        print(os.path.relpath(page))
 
 
 @data_app.command("list")
@@ -125,17 +125,20 @@ def data_check(name: str, root: Root = "") -> None:
 
 
 @app.command()
-def lab(port: Annotated[int, typer.Option(help="First port to try.")] = 8888) -> None:
+def lab(
+    port: Annotated[int, typer.Option(help="First port to try.")] = 8888,
+    browser: Annotated[bool, typer.Option(help="Open a browser window; the address is printed either way.")] = True,
+) -> None:
     """Open JupyterLab on the notebooks, on this machine only and with a token."""
     from medkd.paths import home
 
     folder = home() / "notebooks"
     if not folder.is_dir():
         _fail(f"no notebooks in {folder}; start medkd lab in the project's folder or set MEDKD_HOME to it", 2)
-    os.execv(
-        sys.executable,
-        [sys.executable, "-m", "jupyterlab", f"--notebook-dir={folder}", "--ip=127.0.0.1", f"--port={port}"],
-    )
+    options = [f"--notebook-dir={folder}", "--ip=127.0.0.1", f"--port={port}"]
+    options += [] if browser else ["--no-browser"]
+    options += ["--allow-root"] if os.geteuid() == 0 else []  # containers run as root; the server is local either way
+    os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *options])
 
 
 def _assignment(text: str) -> tuple[str, Any]:

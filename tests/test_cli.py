@@ -1,5 +1,13 @@
 """The command line: help that reads well, and one sentence for bad input."""
 
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
 import pytest
 from typer.testing import CliRunner
 
@@ -50,3 +58,37 @@ def test_data_check_of_a_missing_folder_fails_with_its_name():
     result = runner.invoke(app, ["data", "check", "milk10k", "--root", "/nowhere"])
     assert result.exit_code == 1
     assert "/nowhere" in result.stderr
+
+
+def fetch(url: str) -> str:
+    """The answer, once the server listens: it prints its address a moment before that."""
+    for _ in range(100):
+        try:
+            return urllib.request.urlopen(url, timeout=10).read().decode()
+        except urllib.error.HTTPError:
+            raise
+        except urllib.error.URLError:
+            time.sleep(0.2)
+    raise TimeoutError(url)
+
+
+@pytest.mark.slow
+def test_lab_serves_the_notebooks_on_this_machine_only_and_asks_for_a_token(project):
+    (project / "notebooks").mkdir()
+    (project / "notebooks" / "01_data_exploration.ipynb").write_text("{}")
+    command = [sys.executable, "-m", "medkd", "lab", "--no-browser", "--port", "18931"]
+    address = re.compile(r"(http://127\.0\.0\.1:\d+)/\S*token=(\w+)")
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ) as server:
+        try:
+            base, token = next(found for line in server.stderr if (found := address.search(line))).groups()
+            with pytest.raises(urllib.error.HTTPError, match="403"):
+                fetch(f"{base}/api/contents")
+            assert "01_data_exploration.ipynb" in fetch(f"{base}/api/contents?token={token}")
+        finally:
+            server.terminate()
+
+
+def test_lab_without_notebooks_says_where_it_looked(project):
+    result = runner.invoke(app, ["lab"])
+    assert result.exit_code == 2
+    assert str(project / "notebooks") in result.stderr

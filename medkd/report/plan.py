@@ -36,8 +36,8 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "moco": {"epochs": 12, "batch_size": 128, "lr": 0.12},
         "self_distillation": {"epochs": 12, "batch_size": 128, "lr": 0.12, "dic_every": 3},
     },
-    "milk10k": {"*": {"epochs": 12}},
-    "milk10k-5": {"*": {"epochs": 12}},
+    "milk10k": {"*": {"epochs": 12, "folds": 1}},
+    "milk10k-5": {"*": {"epochs": 12, "folds": 1}},
 }
 """Settings that fit a cohort to two CPU cores, by cohort and short stage name; "*" goes to every stage that has it."""
 

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from medkd.data.cohort import Cohort
 from medkd.paths import reports_dir
 from medkd.report.artifacts import Artifacts
-from medkd.report.figures import use_style
+from medkd.report.style import use_style
 from medkd.stages.context import cohort_of
 from medkd.stages.params import StageParams
 

@@ -7,7 +7,7 @@ from matplotlib.colors import to_hex
 
 from medkd.errors import DataError, ParameterError
 from medkd.report import figures
-from medkd.report.figures import METHOD_COLOURS, PALETTE, method_colour
+from medkd.report.style import METHOD_COLOURS, PALETTE, method_colour, panels, use_style
 
 
 def legend_texts(ax):
@@ -24,7 +24,7 @@ def tick_texts(axis):
 
 def test_style_sets_paper_width_and_font_and_loads_no_backend():
     backend = mpl.get_backend()
-    figures.use_style()
+    use_style()
     fig, ax = plt.subplots()
     assert fig.get_figwidth() == 3.4
     assert ax.xaxis.label.get_size() == 8
@@ -195,3 +195,27 @@ def test_calibration_draws_accuracy_against_confidence_and_writes_the_error(ax):
     np.testing.assert_allclose(ax.lines[1].get_xydata(), [[0.6, 1], [0.9, 2 / 3]])
     np.testing.assert_allclose(ax.collections[0].get_sizes(), [10 + 90 / 4, 10 + 90 * 3 / 4])
     assert cell_texts(ax) == ["ECE 0.275"]
+
+
+def test_panels_are_three_a_row_and_the_rest_is_hidden():
+    fig, axes = panels(4)
+    assert len(axes) == 4
+    assert [ax.axison for ax in fig.axes] == [True] * 4 + [False] * 2
+
+
+def test_a_setting_does_not_change_a_methods_colour():
+    assert method_colour("Hbr.Dst. K=5") == METHOD_COLOURS["Hbr.Dst."]
+
+
+def test_confusion_of_many_classes_leaves_the_numbers_out():
+    _, ax = plt.subplots()
+    figures.confusion(np.eye(6, dtype=int), list("abcdef"), ax)
+    assert {text.get_text() for text in ax.texts} == {""}
+
+
+def test_only_the_panel_that_asks_for_it_has_a_legend():
+    _, axes = plt.subplots(1, 2)
+    for ax, legend in zip(axes, (False, True), strict=True):
+        figures.scatter_embedding(np.zeros((2, 2)), np.array([0, 1]), ["NV", "DF"], ax, legend=legend)
+    assert axes[0].get_legend() is None
+    assert [text.get_text() for text in axes[1].get_legend().get_texts()] == ["NV", "DF"]

@@ -1,0 +1,80 @@
+"""One look for all figures: paper widths, fonts, a colour-blind-safe palette, one colour a method, empty figures."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLUMN_WIDTH, PAGE_WIDTH = 3.4, 7.0  # inches: one column of a journal page, and both
+FONT_POINTS = 8
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+"""Okabe and Ito's colours, which colour-blind readers tell apart; without the yellow, which white paper swallows."""
+
+METHOD_COLOURS = {
+    "teacher": "#000000",
+    "image only": "#56B4E9",
+    "second only": "#E69F00",
+    "CE only": "#0072B2",
+    "KD": "#009E73",
+    "GMCD": "#D55E00",
+    "MoCo + LR": "#CC79A7",
+    "Hbr.Dst.": "#0072B2",
+    "Hbr.Dst.-DIC": "#D55E00",
+}
+"""One colour a method in every figure; the two chains never share a figure, so they may share colours."""
+
+
+def use_style() -> None:
+    """Set matplotlib's defaults for all figures of a report: paper widths, 8 pt, the palette, embedded fonts."""
+    mpl.rcParams.update(
+        {
+            "figure.figsize": (COLUMN_WIDTH, 2.5),
+            "figure.dpi": 120,
+            "figure.constrained_layout.use": True,
+            "font.size": FONT_POINTS,
+            "axes.titlesize": FONT_POINTS,
+            "axes.labelsize": FONT_POINTS,
+            "xtick.labelsize": FONT_POINTS - 1,
+            "ytick.labelsize": FONT_POINTS - 1,
+            "legend.fontsize": FONT_POINTS - 1,
+            "legend.frameon": False,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.prop_cycle": cycler(color=PALETTE),
+            "lines.linewidth": 1.2,
+            "pdf.fonttype": 42,
+        }
+    )
+
+
+def figure(*, wide: bool = False, n_columns: int = 1) -> tuple[Figure, Any]:
+    """An empty figure of a column's width (or a page's) with its axes: one, or an array of `n_columns`."""
+    width = PAGE_WIDTH if wide else COLUMN_WIDTH
+    height = 2.5 if n_columns < 3 else max(1.7, 1.25 * width / n_columns)
+    return plt.subplots(1, n_columns, figsize=(width, height), layout="constrained")
+
+
+def panels(n: int, *, height: float = 2.1) -> tuple[Figure, list[Axes]]:
+    """A page-wide figure of `n` equal panels, three a row, each row `height` inches tall."""
+    n_rows = -(-n // 3)
+    fig, axes = plt.subplots(n_rows, 3, figsize=(PAGE_WIDTH, height * n_rows), squeeze=False, layout="constrained")
+    for unused in axes.flat[n:]:
+        unused.axis("off")
+    return fig, list(axes.flat[:n])
+
+
+def method_colour(method: str) -> str:
+    """The colour of a method, the same in every figure and for every "K=..."; "<modality> only" is "second only"."""
+    method = method.split(" K=")[0]
+    if method in METHOD_COLOURS:
+        return METHOD_COLOURS[method]
+    if method.endswith(" only"):
+        return METHOD_COLOURS["second only"]
+    return PALETTE[zlib.crc32(method.encode()) % len(PALETTE)]
