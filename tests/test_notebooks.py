@@ -7,6 +7,7 @@ import nbformat
 import papermill
 import pytest
 
+from medkd.report.notebooks import is_stripped
 from medkd.report.sync import notebook_paths, parameters_cell
 from medkd.stages import stage_params
 
@@ -24,9 +25,7 @@ def test_there_is_one_notebook_a_stage_in_order():
 
 @each
 def test_outputs_are_stripped(path):
-    for cell in read(path).cells:
-        if cell.cell_type == "code":
-            assert not cell.outputs and cell.execution_count is None, f"run `make sync`: {path.name} holds outputs"
+    assert is_stripped(path), f"run `make sync`: {path.name} holds outputs or traces of a run"
 
 
 @each

@@ -7,6 +7,7 @@ from pathlib import Path
 import nbformat
 
 from medkd.paths import home
+from medkd.report.notebooks import strip_outputs
 from medkd.stages import stage_params
 
 
@@ -25,15 +26,8 @@ def sync(path: Path) -> None:
     """Write the notebook back with a fresh parameters cell and without outputs."""
     notebook = nbformat.read(path, as_version=4)
     parameters_cell(notebook).source = stage_params()[path.stem].cell()
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
-        cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
-    notebook.metadata = {
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"},
-    }
     nbformat.write(notebook, path)
+    strip_outputs(path)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,13 @@ import torch
 from pydantic import Field
 
 from medkd.evaluation.predict import predict
-from medkd.files import write_table, write_tensors
 from medkd.stages.context import Context, generator_for, seed_for
 from medkd.stages.paired import (
     OptimiserParams,
     build_network,
     inputs_of,
-    prediction_table,
     run_folds,
+    save_trained,
     split_of,
     tensor_rows,
     trained_network,
@@ -126,19 +125,7 @@ def _train(context: Context, method: str, fold: int, upstream: list[Run], folder
         select="val_auc_macro",
     )
     found = predict(student, modalities[:1], tensor_rows(split.val), device=device, precision=params.precision)
-    write_table(folder / "history.csv", history)
-    write_table(folder / "validation.csv", prediction_table(cohort, split.val, found.probabilities))
-    write_tensors(folder / "features.safetensors", {"validation": torch.from_numpy(found.features)})
-    write_tensors(folder / "model.safetensors", student.state_dict())
-    best = history.loc[history["val_auc_macro"].idxmax()]
     last_weights = {
         name: float(history[f"weight_{name}"].iloc[-1]) for name in GMCD_TERMS if f"weight_{name}" in history
     }
-    return {
-        "epoch": int(best["epoch"]),
-        "val_auc_macro": float(best["val_auc_macro"]),
-        "val_balanced_accuracy": float(best["val_balanced_accuracy"]),
-        "n_train": len(split.train),
-        "n_parameters": sum(p.numel() for p in student.parameters()),
-        "last_weights": last_weights,
-    }
+    return save_trained(folder, cohort, split, student, history, found) | {"last_weights": last_weights}

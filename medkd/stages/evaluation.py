@@ -267,11 +267,6 @@ def _arrays(frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return frame["label"].to_numpy(np.int64), frame[columns].to_numpy(float)
 
 
-def embedding_features(run: Run) -> pd.DataFrame:
-    """UMAP coordinates of the evaluation by method, with id, class and patient."""
-    return run.table("embedding")
-
-
 def confusion_counts(predictions: pd.DataFrame, n_classes: int) -> np.ndarray:
     """Counts of (true class, predicted class), shape (n_classes, n_classes)."""
     labels, probabilities = _arrays(predictions)

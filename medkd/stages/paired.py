@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,11 @@ from torch import nn
 from medkd.data.cohort import Cohort
 from medkd.data.folds import Split, split_rows
 from medkd.data.views import GMCD
+from medkd.evaluation.predict import Prediction
+from medkd.files import write_table, write_tensors
 from medkd.models.device import to_device
 from medkd.models.encoders import build_feature_encoder, build_vector_encoder
-from medkd.models.fusion import BilinearFusion
+from medkd.models.fusion import BilinearFusion, ConcatFusion
 from medkd.models.teacher import MultimodalTeacher, SingleModalityNet
 from medkd.stages.context import Context, seed_for
 from medkd.stages.params import StageParams, shared, unkeyed
@@ -24,6 +27,8 @@ from medkd.training.inputs import Modality, modality
 
 DIM = 128
 """Length of every branch's feature, as in the paper."""
+
+FUSIONS = {"bilinear": BilinearFusion, "concat": ConcatFusion}
 
 
 class PairedParams(StageParams):
@@ -83,7 +88,11 @@ def build_network(context: Context, kind: str, *purpose: object) -> nn.Module:
         }
         if kind == "both":
             network = MultimodalTeacher(
-                encoders[cohort.main], encoders[cohort.second], BilinearFusion(DIM, DIM, DIM), DIM, len(cohort.classes)
+                encoders[cohort.main],
+                encoders[cohort.second],
+                FUSIONS[params.fusion](DIM, DIM, DIM),
+                DIM,
+                len(cohort.classes),
             )
         else:
             network = SingleModalityNet(encoders[getattr(cohort, kind)], DIM, len(cohort.classes))
@@ -102,6 +111,33 @@ def prediction_table(cohort: Cohort, rows: np.ndarray, probabilities: np.ndarray
     table = cohort.table.iloc[rows][["id", "roi", "patient", "label"]].reset_index(drop=True)
     columns = {f"p_{index}": probabilities[:, index] for index in range(probabilities.shape[1])}
     return pd.concat([table, pd.DataFrame(columns)], axis=1)
+
+
+def save_trained(
+    folder: Path, cohort: Cohort, split: Split, network: nn.Module, history: pd.DataFrame, found: Prediction
+) -> dict[str, Any]:
+    """Write history, weights, and predictions and features of the validation split; returns the run's metrics.
+
+    Args:
+        folder: the unit's folder.
+        cohort: whose rows `split` counts.
+        split: of the fold.
+        network: with the weights that were kept.
+        history: of `medkd.training.loop.fit`, with `val_auc_macro`, by which the epoch was chosen.
+        found: of the validation rows.
+    """
+    write_table(folder / "history.csv", history)
+    write_table(folder / "validation.csv", prediction_table(cohort, split.val, found.probabilities))
+    write_tensors(folder / "features.safetensors", {"validation": torch.from_numpy(found.features)})
+    write_tensors(folder / "model.safetensors", network.state_dict())
+    best = history.loc[history["val_auc_macro"].idxmax()]
+    return {
+        "epoch": int(best["epoch"]),
+        "val_auc_macro": float(best["val_auc_macro"]),
+        "val_balanced_accuracy": float(best["val_balanced_accuracy"]),
+        "n_train": len(split.train),
+        "n_parameters": sum(parameter.numel() for parameter in network.parameters()),
+    }
 
 
 def tensor_rows(rows: np.ndarray) -> torch.Tensor:

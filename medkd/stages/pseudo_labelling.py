@@ -14,7 +14,7 @@ from medkd.data.episodes import FewShotTask, draw_task
 from medkd.errors import DataError
 from medkd.evaluation.pseudo_labels import label_with_logistic_regression
 from medkd.files import write_json, write_table
-from medkd.stages.context import Context, cohort_of
+from medkd.stages.context import Context
 from medkd.stages.moco_url import MocoParams, pretrain
 from medkd.stages.params import shared
 from medkd.stages.rare import RareParams
@@ -113,8 +113,3 @@ def _label(context: Context, url: Run, task: FewShotTask, folder: Path) -> dict[
         "mean_confidence": float(soft.max(axis=1).mean()),
         "n_labelled": len(soft),
     }
-
-
-def cohort_for(params: RareParams) -> Any:
-    """The cohort that the parameters name."""
-    return cohort_of(params.dataset, params.root)

@@ -9,14 +9,13 @@ import torch
 from pydantic import Field
 
 from medkd.evaluation.predict import predict
-from medkd.files import write_table, write_tensors
 from medkd.stages.context import Context, seed_for
 from medkd.stages.paired import (
     OptimiserParams,
     build_network,
     inputs_of,
-    prediction_table,
     run_folds,
+    save_trained,
     split_of,
     tensor_rows,
 )
@@ -33,6 +32,9 @@ class TeacherParams(OptimiserParams):
 
     stage: ClassVar[str] = "02_teacher_training"
 
+    fusion: Literal["bilinear", "concat"] = Field(
+        "bilinear", description='"bilinear" (gated outer product, as in the paper) or "concat"'
+    )
     low_rank_weight: float = Field(0.1, description="Lambda of the low-rank term (M3LR); 0 leaves it out", ge=0)
     shrinkage: Literal["weighted", "plain"] = Field(
         "weighted", description='"weighted" (as T-SVDNet) or "plain" soft threshold of singular values'
@@ -102,15 +104,4 @@ def _train(context: Context, kind: str, fold: int, folder: Path, title: str) -> 
         select="val_auc_macro",
     )
     found = predict(network, used, validation, device=device, precision=params.precision, head=head, features=features)
-    write_table(folder / "history.csv", history)
-    write_table(folder / "validation.csv", prediction_table(cohort, split.val, found.probabilities))
-    write_tensors(folder / "features.safetensors", {"validation": torch.from_numpy(found.features)})
-    write_tensors(folder / "model.safetensors", network.state_dict())
-    best = history.loc[history["val_auc_macro"].idxmax()]
-    return {
-        "epoch": int(best["epoch"]),
-        "val_auc_macro": float(best["val_auc_macro"]),
-        "val_balanced_accuracy": float(best["val_balanced_accuracy"]),
-        "n_train": len(split.train),
-        "n_parameters": sum(p.numel() for p in network.parameters()),
-    }
+    return save_trained(folder, cohort, split, network, history, found)
