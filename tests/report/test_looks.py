@@ -1,0 +1,89 @@
+"""Tables and pictures that notebooks look at."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from medkd.data.arrays import ArrayImages
+from medkd.data.cohort import Cohort
+from medkd.data.views import HYBRID
+from medkd.report.looks import class_examples, fold_table, headline, labels_by_base_class, views_of
+from medkd.stages.store import Run
+
+
+@pytest.fixture
+def cohort():
+    n = 30
+    labels = np.arange(n) % 3
+    table = pd.DataFrame(
+        {
+            "id": [f"i{i}" for i in range(n)],
+            "label": labels,
+            "class": [["a", "b", "c"][label] for label in labels],
+            "patient": [f"p{i // 2}" for i in range(n)],
+        }
+    ).assign(roi=lambda frame: frame["id"])
+    pixels = np.zeros((n, 8, 8, 3), np.uint8) + np.arange(n, dtype=np.uint8)[:, None, None, None]
+    images = {"photo": ArrayImages(pixels), "scope": ArrayImages(pixels + 100)}
+    return Cohort("tiny", "Tiny", True, ("a", "b", "c"), table, images)
+
+
+def test_examples_are_of_the_named_class_and_the_same_in_both_modalities(cohort):
+    photo, titles = class_examples(cohort, "photo", 8, 4)
+    scope, _ = class_examples(cohort, "scope", 8, 4)
+    assert titles == ["a", "", "", "", "b", "", "", "", "c", "", "", ""]
+    rows = photo[:, 0, 0, 0].reshape(3, 4)
+    assert (rows % 3 == np.array([[0], [1], [2]])).all()
+    np.testing.assert_array_equal(scope - 100, photo)
+
+
+def test_a_class_with_fewer_samples_than_asked_for_is_filled_up_with_black(cohort):
+    images, _ = class_examples(cohort, "scope", 8, 12)
+    assert [int(image.any()) for image in images[:12]] == [1] * 10 + [0] * 2
+
+
+def test_the_first_of_the_views_is_the_image_itself(cohort):
+    views = views_of(cohort, "scope", 8, HYBRID, n_views=3, seed=1)
+    assert views.shape == (4, 8, 8, 3)
+    assert len(np.unique(views[0])) == 1 and views[0, 0, 0, 0] >= 100
+
+
+def test_fold_table_counts_every_sample_once_a_fold(cohort):
+    table = fold_table(cohort, 3, seed=0)
+    assert (table[["train samples", "val samples", "test samples"]].sum(axis=1) == len(cohort)).all()
+    assert (table[["train patients", "val patients", "test patients"]].sum(axis=1) == 15).all()
+    assert table["test samples"].sum() == len(cohort)
+
+
+def summary(settings=("",), levels=("image",)):
+    rows = [
+        {"setting": setting, "method": method, "level": level, "metric": metric, "value": 0.5, "low": 0.4, "high": 0.6}
+        for setting in settings
+        for method in ("CE only", "GMCD")
+        for level in levels
+        for metric in ("accuracy", "auc_macro")
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_headline_has_one_row_a_method_and_value_with_interval():
+    table = headline(summary())
+    assert table.columns.tolist() == ["method", "accuracy", "auc_macro"]
+    assert table["method"].tolist() == ["CE only", "GMCD"]
+    assert table.loc[0, "accuracy"] == "0.500 (0.400 to 0.600)"
+
+
+def test_headline_keeps_settings_and_shows_the_highest_level():
+    frame = summary(settings=("K=1", "K=5"), levels=("image", "patient"))
+    frame.loc[frame["level"] == "patient", "value"] = 0.55
+    table = headline(frame)
+    assert table["setting"].tolist() == ["K=1", "K=1", "K=5", "K=5"]
+    assert set(table["accuracy"]) == {"0.550 (0.400 to 0.600)"}
+
+
+def test_labels_by_base_class_are_shares_of_hard_labels(tmp_path):
+    frame = pd.DataFrame({"id": list("wxyz"), "class": ["NV", "NV", "NV", "MEL"], "p_DF": [0.9, 0.8, 0.2, 0.4]})
+    frame.assign(p_VASC=1 - frame["p_DF"]).to_csv(tmp_path / "pseudo_labels.csv", index=False)
+    run = Run(tmp_path, "05", "key", {}, {}, (), 0.0)
+    shares = labels_by_base_class(run, ("NV", "MEL"), ("DF", "VASC"))
+    np.testing.assert_allclose(shares.to_numpy(), [[2 / 3, 1 / 3], [0, 1]])
