@@ -1,13 +1,15 @@
 """Tables and pictures that notebooks look at."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from medkd.data.arrays import ArrayImages
-from medkd.data.cohort import Cohort
+from medkd.data.cohort import Cohort, VectorTable
 from medkd.data.views import HYBRID
-from medkd.report.looks import class_examples, fold_table, headline, labels_by_base_class, views_of
+from medkd.report.looks import class_examples, class_means, fold_table, headline, labels_by_base_class, views_of
 from medkd.stages.store import Run
 
 
@@ -46,6 +48,15 @@ def test_the_first_of_the_views_is_the_image_itself(cohort):
     views = views_of(cohort, "scope", 8, HYBRID, n_views=3, seed=1)
     assert views.shape == (4, 8, 8, 3)
     assert len(np.unique(views[0])) == 1 and views[0, 0, 0, 0] >= 100
+
+
+def test_class_means_are_in_standard_deviations_and_leave_missing_values_out(cohort):
+    values = np.where(cohort.labels == 0, 2.0, -1.0).astype(np.float32)[:, None].repeat(2, axis=1)
+    values[0, 1] = np.nan
+    with_vectors = dataclasses.replace(cohort, vectors={"omic": VectorTable(values, ("x", "y"))})
+    means = class_means(with_vectors, "omic")
+    np.testing.assert_allclose(means[:, 0], np.array([2, -1, -1]) / np.sqrt(2), rtol=1e-6)
+    assert np.isfinite(means).all() and means[0, 1] > 1.4
 
 
 def test_fold_table_counts_every_sample_once_a_fold(cohort):
