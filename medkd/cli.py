@@ -16,9 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-data_app = typer.Typer(
-    help="Cohorts: which there are, and whether their files are in order.", no_args_is_help=True, rich_markup_mode=None
-)
+data_app = typer.Typer(help="List cohorts and check their files.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 
 Root = Annotated[str, typer.Option(help="Folder with the publisher's files; simulated cohorts need none.")]
@@ -42,9 +40,9 @@ def report(
     seed: Annotated[int, typer.Option(min=0, help="Seeds splits, weights, shuffling and augmentation.")] = 0,
     cell_timeout: Annotated[int, typer.Option(min=0, help="Seconds a notebook cell may take; 0 for no limit.")] = 0,
 ) -> None:
-    """Run the notebooks of a cohort in order, headless, and build one page of figures and tables.
+    """Run the notebooks headless and build the report page.
 
-    What is up to date is not run again; after a failure the same command goes on where it stopped. Exit status:
+    The notebooks of a cohort run in order, each through papermill, and one page shows their figures and tables. What is up to date is not run again; after a failure the same command goes on where it stopped. Exit status:
     0 finished, 2 bad input, 3 exception in a notebook, 4 killed kernel, 5 timeout, 130 interrupted.
     """
     from medkd.errors import MedkdError
@@ -129,7 +127,7 @@ def lab(
     port: Annotated[int, typer.Option(help="First port to try.")] = 8888,
     browser: Annotated[bool, typer.Option(help="Open a browser window; the address is printed either way.")] = True,
 ) -> None:
-    """Open JupyterLab on the notebooks, on this machine only and with a token."""
+    """Open JupyterLab on the notebooks (local, with a token)."""
     from medkd.paths import home
 
     folder = home() / "notebooks"
