@@ -189,9 +189,12 @@ def _with_intervals(header: list[str], rows: list[list[str]]) -> tuple[list[str]
 
 def _rounded(cell: str) -> str:
     """Three digits after the point for numbers written with more; all else as it is in the file."""
-    if not _is_number(cell) or len(cell.partition(".")[2]) <= 3:
+    try:
+        number = float(cell)
+    except ValueError:
         return cell
-    number = float(cell)
+    if len(cell.partition(".")[2]) <= 3:
+        return cell
     return f"{number:.3f}" if abs(number) >= 0.01 else f"{number:.3g}"
 
 

@@ -35,7 +35,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "isic2018": {
         "*": {"n_tasks": 1},
         "moco": {"epochs": 12, "batch_size": 128, "lr": 0.12},
-        "self_distillation": {"epochs": 12, "batch_size": 128, "lr": 0.12, "dic_every": 3},
+        "self_distillation": {"epochs": 12, "batch_size": 128, "lr": 0.06, "dic_every": 3},
     },
     "milk10k": {"*": {"epochs": 12, "folds": 1}},
     "milk10k-5": {"*": {"epochs": 12, "folds": 1}},

@@ -133,6 +133,13 @@ def test_a_summary_stands_on_top_once_with_its_intervals(report):
     ]
 
 
+def test_a_cell_that_already_holds_an_interval_stays_as_it_is(report):
+    folder, _ = report
+    text = "method,accuracy\nKD,0.605 (0.555 to 0.653)\n"
+    (folder / "tables" / f"{STAGE}-summary.csv").write_text(text)
+    assert body_rows(read(report), "method")[:4] == ["method", "accuracy", "KD", "0.605 (0.555 to 0.653)"]
+
+
 def test_a_long_table_shows_its_first_rows_and_says_so(report):
     html = read(report)
     assert "case 59" in html.text
