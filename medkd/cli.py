@@ -42,7 +42,8 @@ def report(
 ) -> None:
     """Run the notebooks headless and build the report page.
 
-    The notebooks of a cohort run in order, each through papermill, and one page shows their figures and tables. What is up to date is not run again; after a failure the same command goes on where it stopped. Exit status:
+    The notebooks of a cohort run in order, each through papermill, and one page shows their figures and tables.
+    What is up to date is not run again; after a failure the same command goes on where it stopped. Exit status:
     0 finished, 2 bad input, 3 exception in a notebook, 4 killed kernel, 5 timeout, 130 interrupted.
     """
     from medkd.errors import MedkdError
