@@ -30,12 +30,15 @@ CHAINS = {
 DEFAULT_COHORTS = ("phantom-glioma", "phantom-paired-skin", "phantom-rare-skin")
 
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
-    "phantom-paired-skin": {"*": {"folds": 1, "epochs": 10, "batch_size": 16}},
-    "phantom-rare-skin": {"*": {"image_size": 40, "batch_size": 32, "lr": 0.03, "queue_size": 640}},
+    "phantom-paired-skin": {"*": {"folds": 1, "epochs": 6, "batch_size": 16}},
+    "phantom-rare-skin": {
+        "*": {"image_size": 40, "batch_size": 32, "lr": 0.03, "queue_size": 640, "n_tasks": 1},
+        "moco": {"epochs": 6},
+    },
     "isic2018": {
         "*": {"n_tasks": 1},
         "moco": {"epochs": 12, "batch_size": 128, "lr": 0.12},
-        "self_distillation": {"epochs": 12, "batch_size": 128, "lr": 0.06, "dic_every": 3},
+        "self_distillation": {"epochs": 12, "batch_size": 128, "lr": 0.12, "dic_every": 3},
     },
     "milk10k": {"*": {"epochs": 12, "folds": 1}},
     "milk10k-5": {"*": {"epochs": 12, "folds": 1}},

@@ -45,7 +45,7 @@ class PairedParams(StageParams):
 class OptimiserParams(PairedParams):
     """Parameters of a training run on the teacher-student chain (paper: 30 epochs, batch 16)."""
 
-    epochs: int = Field(12, description="passes over the training rows", ge=1)
+    epochs: int = Field(9, description="passes over the training rows", ge=1)
     batch_size: int = Field(32, description="images a step", ge=2)
     lr: float = Field(1e-3, description="learning rate of Adam at the start; falls linearly", gt=0)
     weight_decay: float = Field(4e-4, description="L2 penalty of Adam", ge=0)
