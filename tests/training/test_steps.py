@@ -125,7 +125,7 @@ def test_distillation_leaves_the_fixed_teacher_untouched(data):
 def test_gmcd_loss_is_cross_entropy_plus_weighted_terms(data):
     step = student_step(data, "gmcd")
     loss, terms = step.loss(torch.arange(8), 0.0)
-    weighted = sum(float(terms[f"weight_{name}"]) * float(terms[name]) for name in GMCD_TERMS)
+    weighted = sum(terms[f"weight_{name}"].item() * terms[name].item() for name in GMCD_TERMS)
     assert loss.item() == pytest.approx(float(terms["ce"]) + weighted, rel=1e-5)
 
 
