@@ -30,10 +30,14 @@ CHAINS = {
 DEFAULT_COHORTS = ("phantom-glioma", "phantom-paired-skin", "phantom-rare-skin")
 
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
-    "phantom-paired-skin": {"*": {"folds": 1, "epochs": 8, "batch_size": 16}},
+    "phantom-paired-skin": {
+        "*": {"folds": 1, "epochs": 8, "batch_size": 16},
+        "distillation": {"methods": ["ce", "gmcd"]},
+    },
     "phantom-rare-skin": {
         "*": {"image_size": 40, "batch_size": 32, "lr": 0.03, "queue_size": 640, "n_tasks": 1},
         "moco": {"epochs": 6},
+        "self_distillation": {"epochs": 5},
     },
     "isic2018": {
         "*": {"n_tasks": 1},
