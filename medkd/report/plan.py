@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from medkd.data.registry import chain_of, cohort_names
+from medkd.data.registry import chain_of
 from medkd.errors import ParameterError
 from medkd.stages import stage_params
 
@@ -136,23 +136,6 @@ def assign(overrides: Mapping[str, Any], stages: Sequence[str]) -> dict[str, dic
             if (not dot or stage == short) and name in cls.model_fields:
                 assigned[SHORT_NAMES[stage]][name] = value
     return assigned
-
-
-def known_cohort(name: str) -> str:
-    """The name itself, if there is such a cohort.
-
-    Raises:
-        ParameterError: there is none; names the nearest.
-    """
-    names = cohort_names()
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        raise ParameterError(
-            f'unknown dataset "{name}"'
-            + (f'; did you mean "{near[0]}"?' if near else "")
-            + f" Known: {', '.join(names)}"
-        )
-    return name
 
 
 def _settings(dataset: str, stage: str, by_stage: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

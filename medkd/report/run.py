@@ -16,7 +16,7 @@ from medkd.paths import home, reports_dir, runs_dir
 from medkd.report.artifacts import read_index, read_metrics
 from medkd.report.notebooks import NotebookFailure, export_html, run_notebook
 from medkd.report.page import build_page, versions
-from medkd.report.plan import Entry, known_cohort, plan
+from medkd.report.plan import Entry, plan
 from medkd.stages import stage_params
 
 
@@ -51,7 +51,7 @@ def run_report(
         NotebookFailure: a notebook failed; the page is built from what finished, with the failure on top.
     """
     entries = plan(
-        [known_cohort(dataset) for dataset in datasets],
+        datasets,
         root=root,
         report=name,
         overrides=overrides,

@@ -72,13 +72,6 @@ def self_distil(params: SelfDistillationParams) -> dict[tuple[str, int, int], Ru
     return runs
 
 
-def trained_student(context: Context, run: Run, n_way: int) -> HybridStudent:
-    """The student of a finished run, in eval mode."""
-    student = _build(context, n_way, 0)
-    student.load_state_dict(run.tensors("model"), strict=False)  # the key encoder and the queue are not kept
-    return student.eval()
-
-
 def _build(context: Context, n_way: int, task: int) -> HybridStudent:
     moco = build_moco(context, "student", task)
     return to_device(
