@@ -36,6 +36,9 @@ def report(
             help="A parameter: `-p epochs=5` for every stage that has it, `-p teacher.epochs=5` for one. Repeatable.",
         ),
     ] = None,
+    preset: Annotated[
+        str, typer.Option(help='"quick", or "paper": the published constants, five folds (under an hour on two cores).')
+    ] = "quick",
     device: Annotated[str, typer.Option(help='"auto", "cpu", "cuda" or "cuda:1".')] = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Seeds splits, weights, shuffling and augmentation.")] = 0,
     cell_timeout: Annotated[int, typer.Option(min=0, help="Seconds a notebook cell may take; 0 for no limit.")] = 0,
@@ -50,14 +53,15 @@ def report(
     from medkd.report.notebooks import NotebookFailure
 
     try:
-        from medkd.report.plan import DEFAULT_COHORTS
+        from medkd.report.plan import default_cohorts
         from medkd.report.run import run_report
 
         page = run_report(
-            [dataset] if dataset else DEFAULT_COHORTS,
+            [dataset] if dataset else default_cohorts(preset),
             root=os.path.abspath(root) if root else "",
-            name=name or dataset or "quick",
-            overrides=dict(_assignment(text) for text in p or []),
+            name=name or (dataset if preset == "quick" and dataset else "-".join(filter(None, (dataset, preset)))),
+            preset=preset,
+            overrides=dict(_file_made_absolute(*_assignment(text)) for text in p or []),
             device=device,
             seed=seed,
             cell_timeout=cell_timeout or None,
@@ -138,6 +142,12 @@ def lab(
     options += [] if browser else ["--no-browser"]
     options += ["--allow-root"] if os.geteuid() == 0 else []  # containers run as root; the server is local either way
     os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *options])
+
+
+def _file_made_absolute(name: str, value: Any) -> tuple[str, Any]:
+    """Paths are given from where the command is called, and notebooks run in their own folder."""
+    is_file = name.rpartition(".")[2] in ("split_file", "weights") and os.path.isfile(str(value))
+    return name, os.path.abspath(value) if is_file else value
 
 
 def _assignment(text: str) -> tuple[str, Any]:

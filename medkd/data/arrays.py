@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 
 import numpy as np
@@ -52,6 +53,12 @@ class ArrayImages:
     def take(self, rows: np.ndarray) -> ArrayImages:
         """The source of these rows of this source, in this order."""
         return ArrayImages(self._pixels, self._rows[rows])
+
+    def whole(self) -> tuple[ArrayImages, np.ndarray]:
+        """The source of all pixels, and the rows of it that this one holds."""
+        source = copy.copy(self)
+        source._rows, source._last = np.arange(len(self._pixels)), None
+        return source, self._rows
 
     def fingerprint(self) -> str:
         """SHA-256 of shape and pixels, in row order."""

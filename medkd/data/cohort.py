@@ -12,9 +12,10 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 
-from medkd.errors import DataError
+from medkd.errors import DataError, ParameterError
 
 REQUIRED_COLUMNS = ("id", "label", "class", "patient", "roi")
+SURVIVAL_COLUMNS = ("survival_months", "event")
 
 
 class ImageSource(Protocol):
@@ -25,6 +26,9 @@ class ImageSource(Protocol):
 
     def take(self, rows: np.ndarray) -> ImageSource:
         """The source of these rows, in this order."""
+
+    def whole(self) -> tuple[ImageSource, np.ndarray]:
+        """The source that this one was taken from, and the rows of it: what is computed for it serves every part."""
 
     def fingerprint(self) -> str:
         """Hex digest of the content (pixels or file bytes), the same on every machine."""
@@ -54,11 +58,13 @@ class Cohort:
         classes: class names; `label` counts into them.
         table: one row a sample, columns at least `id` (unique string), `label` (int), `class`, `patient`
             (the group that no split may cut: patient id, or lesion id where no patient is published) and
-            `roi` (region the image was cut from; equal to `id` where there is none). Readers add what else
-            the publisher gives (age, sex, site).
-        images: modality name -> ImageSource, aligned with `table`.
+            `roi` (region the image was cut from; equal to `id` where there is none). Optional: `survival_months`
+            (time to the event or to the end of follow-up, > 0) and `event` (1 it was observed, 0 censored), NaN
+            where unknown. Readers add what else the publisher gives (age, sex, site).
+        images: modality name -> ImageSource, aligned with `table`; empty where there are only vectors.
         vectors: modality name -> VectorTable, aligned with `table`.
-        main: modality the student keeps; "" where the cohort serves the rare-disease chain only.
+        main: modality the student keeps; "" if there is none: then the cohort serves the rare-disease chain, or it has
+            only a second, vector modality, whose network is trained and evaluated alone.
         second: modality that only the teacher sees, "" if there is none.
         base_classes: common classes (URL learns on them without labels), names out of `classes`.
         rare_classes: classes of the few-shot task, names out of `classes`.
@@ -98,6 +104,7 @@ class Cohort:
                     f"modality {name} of cohort {self.name} has {len(vector.values)} rows, "
                     f"the table has {len(self.table)}"
                 )
+        self._check_survival()
 
     def __len__(self) -> int:
         return len(self.table)
@@ -117,6 +124,38 @@ class Cohort:
         """The title, with the word that simulated data must carry."""
         return f"{self.title} (simulated)" if self.simulated and "simulated" not in self.title.lower() else self.title
 
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the image modalities, then of the vector modalities."""
+        return (*self.images, *self.vectors)
+
+    @property
+    def has_survival(self) -> bool:
+        """True if the table has `survival_months` and `event`."""
+        return all(column in self.table for column in SURVIVAL_COLUMNS)
+
+    def with_slots(self, main: str = "", second: str = "") -> Cohort:
+        """The same cohort with these modalities, image or vector, as `main` and `second`.
+
+        Args:
+            main: what the student keeps; empty leaves the cohort's own.
+            second: what only the teacher sees; empty leaves the cohort's own.
+
+        Raises:
+            ParameterError: if the cohort has no such modality, or both slots would hold the same one.
+        """
+        known = ", ".join(self.modalities)
+        for slot, name in (("main", main), ("second", second)):
+            if name and name not in self.modalities:
+                raise ParameterError(f'{slot} = "{name}" is no modality of {self.name}; known are {known or "none"}')
+        main, second = main or self.main, second or self.second
+        if main and main == second:
+            raise ParameterError(
+                f'main and second modality of {self.name} would both be "{main}"; name another one for either of them '
+                f"(known are {known})"
+            )
+        return dataclasses.replace(self, main=main, second=second)
+
     def rows_of(self, classes: Sequence[str]) -> np.ndarray:
         """Row numbers of the samples of these classes, ascending."""
         return np.flatnonzero(self.table["class"].isin(list(classes)).to_numpy())
@@ -132,15 +171,33 @@ class Cohort:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Sixteen hex digits of what is in it: ids, labels, groups, vectors and image content."""
+        """Sixteen hex digits of what is in it: ids, labels, groups, survival, slots, vectors and image content."""
         digest = hashlib.sha256()
         digest.update(self.table[["id", "label", "class", "patient", "roi"]].to_csv(index=False).encode())
         digest.update(
             "|".join(self.classes + self.base_classes + self.rare_classes + (self.main, self.second)).encode()
         )
+        for column in SURVIVAL_COLUMNS:
+            if column in self.table:  # a cohort without survival keeps the digest it had before there was any
+                digest.update(self.table[[column]].astype(float).to_csv(index=False).encode())
         for name in sorted(self.vectors):
             digest.update(name.encode() + "|".join(self.vectors[name].names).encode())
             digest.update(np.ascontiguousarray(self.vectors[name].values).tobytes())
         for name in sorted(self.images):
             digest.update(name.encode() + self.images[name].fingerprint().encode())
         return digest.hexdigest()[:16]
+
+    def _check_survival(self) -> None:
+        for column, expected in zip(
+            SURVIVAL_COLUMNS, ("finite and above 0", "1 (observed) or 0 (censored)"), strict=True
+        ):
+            if column not in self.table:
+                continue
+            numbers = pd.to_numeric(self.table[column], errors="coerce")
+            fits = numbers.isin((0, 1)) if column == "event" else (numbers > 0) & np.isfinite(numbers)
+            wrong = self.table["id"][~fits & self.table[column].notna()].tolist()
+            if wrong:
+                raise DataError(
+                    f"{column} of cohort {self.name} must be {expected}, or empty where it is unknown, and is not for "
+                    f"{wrong[0]!r} ({len(wrong)} in all); correct these rows"
+                )

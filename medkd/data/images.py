@@ -100,6 +100,12 @@ class FileImages:
         taken._rows = self._rows[np.asarray(rows, np.int64)]
         return taken
 
+    def whole(self) -> tuple[FileImages, np.ndarray]:
+        """The source of all files, in their first order, and the rows of it that this one holds."""
+        source = copy.copy(self)
+        source._rows = np.arange(len(self._files.names))
+        return source, self._rows
+
     def content_hashes(self) -> list[str]:
         """SHA-256 of each row's file, as hex; remembered in the cache as long as the listing stays.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from medkd.data.cohort import Cohort
+from medkd.data.cohort import Cohort, VectorTable
 from medkd.data.images import FileImages, first_few, pixel_size
 from medkd.data.isic2018 import check_files, existing_folder, one_hot_classes, read_table
 from medkd.errors import DataError, ParameterError
@@ -44,7 +44,8 @@ def read(root: str | Path, *, classes: Sequence[str] | None = None, cache_dir: P
         cache_dir: where decoded images go, see `FileImages`; every choice of classes shares one cache.
 
     Returns:
-        The cohort sorted by lesion id; `patient` is the lesion, because no patient ids are published.
+        The cohort sorted by lesion id; `patient` is the lesion, because no patient ids are published. Its vectors
+        "metadata" (age, skin tone, sex, site) can take a slot with `with_slots(second="metadata")`.
 
     Raises:
         DataError: if a file or column is missing, a label is not one-hot, or a lesion has not one image of each type.
@@ -72,6 +73,7 @@ def read(root: str | Path, *, classes: Sequence[str] | None = None, cache_dir: P
     )
     for column in EXTRA_COLUMNS:
         table[column] = pairs["clinical"][column].to_numpy()
+    encoded = encode_metadata(table)
     rows = np.flatnonzero(table["class"].isin(kept).to_numpy())
     table = table.iloc[rows].reset_index(drop=True)
     table.insert(1, "label", [kept.index(name) for name in table["class"]])
@@ -87,6 +89,7 @@ def read(root: str | Path, *, classes: Sequence[str] | None = None, cache_dir: P
         classes=kept,
         table=table,
         images=images,
+        vectors={"metadata": VectorTable(encoded.values[rows], encoded.names)},
         main="clinical",
         second="dermoscopic",
         group="lesion",
@@ -94,6 +97,34 @@ def read(root: str | Path, *, classes: Sequence[str] | None = None, cache_dir: P
         attribution=ATTRIBUTION,
         settings={"split": "training", "n_lesions": len(table), "file_pixels": f"{width}x{height}"},
     )
+
+
+def encode_metadata(table: pd.DataFrame) -> VectorTable:
+    """Patient metadata as numbers, one row a lesion.
+
+    Args:
+        table: columns `age_approx` (years), `skin_tone_class` (ordinal, 0 dark to 5 light), `sex` and `site`.
+
+    Returns:
+        `age_approx` and `skin_tone_class`, NaN where missing, then a 0/1 column for each sex and site that occurs, in
+        alphabetical order ("sex=female", ..., "site=trunk"); all of a block are 0 where it is missing.
+
+    Raises:
+        DataError: if an age or skin tone is no number.
+    """
+    columns: dict[str, np.ndarray] = {}
+    for name in ("age_approx", "skin_tone_class"):
+        numbers = pd.to_numeric(table[name], errors="coerce")
+        wrong = table[name][numbers.isna() & table[name].notna()].unique().tolist()
+        if wrong:
+            raise DataError(
+                f"{METADATA} has the {name} {first_few(wrong)}, which is no number; use the publisher's file"
+            )
+        columns[name] = numbers.to_numpy(np.float32)
+    for name in ("sex", "site"):
+        for value in sorted(table[name].dropna().astype(str).unique()):
+            columns[f"{name}={value}"] = (table[name].astype(str) == value).to_numpy(np.float32)
+    return VectorTable(np.column_stack(list(columns.values())), tuple(columns))
 
 
 def _pair(metadata: pd.DataFrame, lesions: pd.Series) -> dict[str, pd.DataFrame]:

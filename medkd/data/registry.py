@@ -11,13 +11,14 @@ from typing import Any
 
 import pandas as pd
 
-from medkd.data import isic2018, milk10k
+from medkd.data import isic2018, milk10k, tcga_gbmlgg
 from medkd.data.cohort import Cohort
 from medkd.data.folds import check_disjoint, split_rows
 from medkd.data.images import first_few
 from medkd.errors import DataError, ParameterError
 
-TEACHER_STUDENT, RARE = "teacher-student", "rare"
+TEACHER_STUDENT, RARE, VECTOR = "teacher-student", "rare", "vector"
+"""The chains; "vector" is the teacher-student chain of a cohort without images, one network on its vectors."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ _ENTRIES = {
         milk10k.WEBSITE,
         lambda root, *, cache_dir=None: milk10k.read(root, classes=milk10k.FIVE_LARGEST, cache_dir=cache_dir),
     ),
+    "tcga-gbmlgg": Entry(tcga_gbmlgg.TITLE, VECTOR, tcga_gbmlgg.LICENCE, tcga_gbmlgg.WEBSITE, tcga_gbmlgg.read),
 }
 
 
@@ -75,7 +77,7 @@ def cohort_names() -> tuple[str, ...]:
 
 
 def chain_of(name: str) -> str:
-    """The chain that a cohort serves: "teacher-student" or "rare".
+    """The chain that a cohort serves: "teacher-student", "rare" or "vector".
 
     Raises:
         DataError: if no cohort has this name.

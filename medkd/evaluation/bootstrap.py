@@ -3,23 +3,47 @@
 Images of one patient are not independent: drawing images would make intervals too narrow, so whole patients (lesions,
 where no patient is published) are drawn with replacement. A resample is a column of integer weights, how often each
 image is in it, and every statistic is computed from weights for many resamples in one array operation.
+
+A patient whose images occur several times in a table, because several folds tested them, is still one group: all rows
+of the patient come and go together, so pooled folds do not count as independent evidence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from medkd.errors import DataError, ParameterError
-from medkd.evaluation.metrics import check_predictions
+from medkd.evaluation.metrics import N_BINS, check_predictions
 
 LEVEL = 0.95
 CHUNK_ELEMENTS = 250_000  # weights held at once: float64 in 2 MB stay in the cache, several times faster than 32 MB
 
-Statistic = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-"""weights (n, n_resamples) float, labels (n,), probabilities (n, n_classes) -> values (n_resamples,)."""
+SCALARS = (
+    "accuracy",
+    "balanced_accuracy",
+    "auc_micro",
+    "auc_macro",
+    "ap_micro",
+    "ap_macro",
+    "f1_micro",
+    "f1_macro",
+    "kappa",
+    "ece",
+)
+"""Metrics of `classification_metrics` that are one number; those of class i are "f1_<i>" and "recall_<i>"."""
+
+Scorer = Callable[[np.ndarray], dict[str, np.ndarray]]
+"""weights (n, n_resamples) float -> values (n_resamples,) of each metric; holds the predictions it scores."""
+
+
+def metric_names(n_classes: int, per_class: Sequence[str] = ("f1",)) -> list[str]:
+    """All scalar metrics, and `per_class` ("f1", "recall") of each class: "f1_0", "f1_1", ..."""
+    return [*SCALARS, *(f"{kind}_{c}" for kind in per_class for c in range(n_classes))]
 
 
 def bootstrap_metrics(
@@ -27,25 +51,27 @@ def bootstrap_metrics(
     probabilities: np.ndarray,
     groups: np.ndarray,
     *,
-    names: Sequence[str] = ("accuracy", "balanced_accuracy", "f1_macro", "auc_macro"),
+    names: Sequence[str] | None = None,
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Metrics with 95% percentile intervals from resampled patients.
 
-    A class that is missing from a resample is left out of that resample's mean over classes.
+    A class that is missing from a resample is left out of that resample's mean over classes. The calibration error
+    of a resample is larger than that of all images on average (repeats add noise to every bin), so its interval can
+    lie above its value.
 
     Args:
         labels: class index of each sample, shape (n,), int.
         probabilities: shape (n, n_classes), rows sum to 1.
         groups: patient (or lesion) of each sample, shape (n,), any type that can be compared.
-        names: out of `STATISTICS`.
+        names: out of `metric_names`; default every scalar metric and the F1 of each class.
         n_resamples: resamples of patients, >= 1.
         seed: of the resamples; the same seed and groups give the same resamples, whatever is predicted.
 
     Returns:
         Index `names`, columns value, low, high. low and high are nan with fewer than two groups, where nothing is
-        known about the spread between patients.
+        known about the spread between patients; a metric of a class without samples is nan.
 
     Raises:
         ParameterError: if a name is unknown or `n_resamples` < 1.
@@ -54,15 +80,8 @@ def bootstrap_metrics(
     Source:
         Percentile interval: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", section 13.3.
     """
-    labels, probabilities = check_predictions(labels, probabilities)
-    _check_names(names)
-    values = _resampled([probabilities], labels, groups, names, n_resamples, seed)
-    rows = {}
-    for name in names:
-        value = STATISTICS[name](np.ones((len(labels), 1)), labels, probabilities)[0]
-        low, high = _interval(values[0, name])
-        rows[name] = {"value": value, "low": low, "high": high}
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high"])
+    scorer = classification_scorer(labels, probabilities, names)
+    return intervals(scorer, len(labels), groups, n_resamples=n_resamples, seed=seed)
 
 
 def paired_difference(
@@ -82,33 +101,88 @@ def paired_difference(
         probabilities_a: of method A, shape (n, n_classes).
         probabilities_b: of method B, same shape and order of samples.
         groups: patient (or lesion) of each sample, shape (n,).
-        name: one of `STATISTICS`.
+        name: one of `metric_names`.
         n_resamples: resamples of patients, >= 1.
         seed: of the resamples.
 
     Returns:
-        difference, low, high (95% percentile interval) and p_value: two-sided, twice the smaller share of resampled
-        differences on one side of 0, counting one more on each side, so it is never 0 (smallest: 2/(n_resamples + 1)).
-        low, high and p_value are nan with fewer than two groups.
+        difference, low, high and p_value, as `paired_differences`.
+
+    Raises: as `paired_differences`.
+    """
+    both = {"a": probabilities_a, "b": probabilities_b}
+    table = paired_differences(labels, both, groups, [("a", "b")], [name], n_resamples=n_resamples, seed=seed)
+    return {column: float(table.loc[0, column]) for column in ("difference", "low", "high", "p_value")}
+
+
+def paired_differences(
+    labels: np.ndarray,
+    probabilities: Mapping[str, np.ndarray],
+    groups: np.ndarray,
+    pairs: Sequence[tuple[str, str]],
+    names: Sequence[str],
+    *,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Metrics of one method minus those of another for several pairs and metrics, all on the same resamples.
+
+    Args:
+        labels: class index of each sample, shape (n,), int.
+        probabilities: of each method, shape (n, n_classes), rows in the order of `labels`.
+        groups: patient (or lesion) of each sample, shape (n,).
+        pairs: (method, method that is subtracted).
+        names: out of `metric_names`.
+        n_resamples: resamples of patients, >= 1.
+        seed: of the resamples.
+
+    Returns:
+        One row a pair and metric: method, minus, metric, difference, low, high (95% percentile interval) and p_value:
+        two-sided, twice the smaller share of resampled differences on one side of 0, counting one more on each side,
+        so it is never 0 (smallest: 2/(n_resamples + 1)). low, high and p_value are nan with fewer than two groups.
 
     Raises:
-        ParameterError: if `name` is unknown or `n_resamples` < 1.
+        ParameterError: if a name is unknown or `n_resamples` < 1.
         DataError: if the arrays do not fit or a group is missing.
     """
-    labels, a = check_predictions(labels, probabilities_a)
-    _, b = check_predictions(labels, probabilities_b)
-    if a.shape != b.shape:
-        raise DataError(f"both methods must score the same classes; got {a.shape} and {b.shape} probabilities")
-    _check_names([name])
-    ones = np.ones((len(labels), 1))
-    difference = STATISTICS[name](ones, labels, a)[0] - STATISTICS[name](ones, labels, b)[0]
-    values = _resampled([a, b], labels, groups, [name], n_resamples, seed)
-    resampled = values[0, name] - values[1, name]
-    low, high = _interval(resampled)
-    known = resampled[np.isfinite(resampled)]
-    tail = (1 + min((known <= 0).sum(), (known >= 0).sum())) / (1 + len(known))
-    p_value = min(1.0, 2 * tail) if len(known) else np.nan
-    return {"difference": float(difference), "low": low, "high": high, "p_value": float(p_value)}
+    shapes = {np.shape(values) for values in probabilities.values()}
+    if len(shapes) > 1:
+        raise DataError(
+            f"both methods must score the same classes of the same samples; got {' and '.join(map(str, shapes))} "
+            "probabilities"
+        )
+    scorers = {method: classification_scorer(labels, values, names) for method, values in probabilities.items()}
+    return paired_intervals(scorers, len(labels), groups, pairs, n_resamples=n_resamples, seed=seed)
+
+
+def intervals(scorer: Scorer, n: int, groups: np.ndarray, *, n_resamples: int, seed: int) -> pd.DataFrame:
+    """Value and 95% percentile interval of whatever `scorer` computes of its `n` samples; see `bootstrap_metrics`."""
+    values = scorer(np.ones((n, 1)))
+    (resampled,) = _resampled([scorer], n, groups, list(values), n_resamples, seed)
+    rows = {name: (values[name][0], *_interval(resampled[name])) for name in values}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high"])
+
+
+def paired_intervals(
+    scorers: Mapping[str, Scorer],
+    n: int,
+    groups: np.ndarray,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    n_resamples: int,
+    seed: int,
+) -> pd.DataFrame:
+    """Differences between scorers of the same `n` samples and metrics; see `paired_differences`."""
+    values = {method: scorer(np.ones((n, 1))) for method, scorer in scorers.items()}
+    names = list(next(iter(values.values())))
+    resampled = dict(zip(scorers, _resampled(list(scorers.values()), n, groups, names, n_resamples, seed), strict=True))
+    rows = []
+    for method, minus in pairs:
+        for name in names:
+            difference = values[method][name][0] - values[minus][name][0]
+            each = resampled[method][name] - resampled[minus][name]
+            rows.append((method, minus, name, difference, *_interval(each), _p_value(each)))
+    return pd.DataFrame(rows, columns=["method", "minus", "metric", "difference", "low", "high", "p_value"])
 
 
 def resample_weights(groups: np.ndarray, n_resamples: int, seed: int) -> Iterator[np.ndarray]:
@@ -135,60 +209,162 @@ def resample_weights(groups: np.ndarray, n_resamples: int, seed: int) -> Iterato
         yield counts.T[codes].astype(np.float64)
 
 
-def accuracy(weights: np.ndarray, labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Weighted share of right predictions; see `Statistic`."""
-    right = (probabilities.argmax(axis=1) == labels).astype(float)
-    return right @ weights / weights.sum(axis=0)
+def classification_scorer(labels: np.ndarray, probabilities: np.ndarray, names: Sequence[str] | None = None) -> Scorer:
+    """The metrics of `classification_metrics` as functions of sample weights; scores are sorted once, here.
 
+    Args:
+        labels: class index of each sample, shape (n,), int.
+        probabilities: shape (n, n_classes), rows sum to 1.
+        names: out of `metric_names`; default every scalar metric and the F1 of each class.
 
-def balanced_accuracy(weights: np.ndarray, labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Mean recall over the classes of each resample; see `Statistic`."""
-    hits, actual, _ = _class_sums(weights, labels, probabilities)
-    return _mean_over_classes(_ratio(hits, actual))
+    Returns:
+        A function of weights (n, n_resamples), >= 0, that gives the values (n_resamples,) of each name. A weight of 2
+        counts a sample twice, and weights of 1 give the point metrics.
 
-
-def f1_macro(weights: np.ndarray, labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Mean F1 over the classes of each resample; see `Statistic`."""
-    hits, actual, predicted = _class_sums(weights, labels, probabilities)
-    return _mean_over_classes(np.where(actual > 0, _ratio(2 * hits, actual + predicted), np.nan))
-
-
-def auc_macro(weights: np.ndarray, labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Mean one-vs-rest AUC over the classes of each resample; see `Statistic`.
-
-    The AUC is the weighted share of (positive, negative) pairs in the right order, ties counting half. Scores do not
-    change with the resample, so one sort a class serves all: the weight of negatives below a positive is a look-up in
-    the running sum of sorted negatives.
+    Raises:
+        ParameterError: if a name is unknown.
+        DataError: if the arrays do not fit.
     """
-    found = []
-    for c in np.unique(labels):
-        positive = labels == c
-        order = np.argsort(probabilities[~positive, c], kind="stable")
-        negative_scores = probabilities[~positive, c][order]
-        running = np.zeros((len(order) + 1, weights.shape[1]))  # weight of the i lowest negatives
-        np.cumsum(weights[np.flatnonzero(~positive)[order]], axis=0, out=running[1:])
-        below = running[np.searchsorted(negative_scores, probabilities[positive, c], side="left")]
-        not_above = running[np.searchsorted(negative_scores, probabilities[positive, c], side="right")]
-        pairs = np.einsum("pr,pr->r", weights[positive], below + not_above) / 2
-        found.append(_ratio(pairs, weights[positive].sum(axis=0) * running[-1]))
-    return _mean_over_classes(np.stack(found))
+    labels, probabilities = check_predictions(labels, probabilities)
+    n_classes = probabilities.shape[1]
+    names = metric_names(n_classes) if names is None else list(names)
+    if unknown := [name for name in names if name not in metric_names(n_classes, ("f1", "recall"))]:
+        raise ParameterError(
+            f'no bootstrap of "{unknown[0]}" with {n_classes} classes; known: {", ".join(SCALARS)}, and f1_<i> and '
+            "recall_<i> of class i"
+        )
+    parts = []
+    if {"auc_macro", "ap_macro"}.intersection(names):
+        parts.append(_macro_ranks(labels, probabilities))
+    if {"auc_micro", "ap_micro"}.intersection(names):
+        parts.append(_micro_ranks(labels, probabilities))
+    if "ece" in names:
+        parts.append(_calibration(labels, probabilities))
+    if any(re.match("accuracy|balanced|f1|recall|kappa", name) for name in names):
+        parts.append(_decisions(labels, probabilities))
+
+    def scorer(weights: np.ndarray) -> dict[str, np.ndarray]:
+        found = {name: values for part in parts for name, values in part(weights).items()}
+        return {name: found[name] for name in names}
+
+    return scorer
 
 
-STATISTICS: dict[str, Statistic] = {
-    "accuracy": accuracy,
-    "balanced_accuracy": balanced_accuracy,
-    "f1_macro": f1_macro,
-    "auc_macro": auc_macro,
-}
-
-
-def _class_sums(
-    weights: np.ndarray, labels: np.ndarray, probabilities: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Weight of hits, of actual and of predicted samples by class, each (n_classes, n_resamples)."""
+def _decisions(labels: np.ndarray, probabilities: np.ndarray) -> Scorer:
+    """Metrics of the predicted class: accuracy, recall, F1 and kappa."""
     one_hot = np.eye(probabilities.shape[1])
-    actual, predicted = one_hot[labels].T, one_hot[probabilities.argmax(axis=1)].T
-    return (actual * predicted) @ weights, actual @ weights, predicted @ weights
+    is_actual, is_predicted = one_hot[labels].T, one_hot[probabilities.argmax(axis=1)].T
+    is_hit = is_actual * is_predicted
+
+    def scorer(weights: np.ndarray) -> dict[str, np.ndarray]:
+        hits, actual, predicted = is_hit @ weights, is_actual @ weights, is_predicted @ weights
+        total, right = weights.sum(axis=0), hits.sum(axis=0)
+        recall = _ratio(hits, actual)
+        f1 = np.where(actual > 0, _ratio(2 * hits, actual + predicted), np.nan)
+        # (1 - observed) / (1 - expected agreement), both times total^2, so that one outcome alone is exactly 0 / 0
+        disagreement = _ratio(total**2 - total * right, total**2 - (actual * predicted).sum(axis=0))
+        return {
+            "accuracy": right / total,
+            "f1_micro": right / total,  # each sample has one label and one prediction: the same number
+            "balanced_accuracy": _mean_over_classes(recall),
+            "f1_macro": _mean_over_classes(f1),
+            "kappa": 1 - disagreement,
+            **{f"f1_{c}": f1[c] for c in range(len(f1))},
+            **{f"recall_{c}": recall[c] for c in range(len(recall))},
+        }
+
+    return scorer
+
+
+def _calibration(labels: np.ndarray, probabilities: np.ndarray) -> Scorer:
+    """Expected calibration error: |sum of (confidence - right)| of each bin, over the total weight."""
+    confidence = probabilities.max(axis=1)
+    bins = np.clip(np.ceil(confidence * N_BINS).astype(int) - 1, 0, N_BINS - 1)  # as `calibration_table`
+    gaps = np.eye(N_BINS)[bins].T * (confidence - (probabilities.argmax(axis=1) == labels))
+    return lambda weights: {"ece": np.abs(gaps @ weights).sum(axis=0) / weights.sum(axis=0)}
+
+
+def _macro_ranks(labels: np.ndarray, probabilities: np.ndarray) -> Scorer:
+    """Mean one-vs-rest AUC and average precision over the classes of each resample."""
+    samples = np.arange(len(labels))
+    rankings = [_Ranking.of(probabilities[:, c], labels == c, samples) for c in np.unique(labels)]
+
+    def scorer(weights: np.ndarray) -> dict[str, np.ndarray]:
+        auc, precision = zip(*(ranking.auc_and_average_precision(weights) for ranking in rankings), strict=True)
+        return {"auc_macro": _mean_over_classes(np.stack(auc)), "ap_macro": _mean_over_classes(np.stack(precision))}
+
+    return scorer
+
+
+def _micro_ranks(labels: np.ndarray, probabilities: np.ndarray) -> Scorer:
+    """AUC and average precision of all (sample, class) decisions together."""
+    n, n_classes = probabilities.shape
+    is_positive = np.eye(n_classes, dtype=bool)[labels]
+    ranking = _Ranking.of(probabilities.ravel(), is_positive.ravel(), np.repeat(np.arange(n), n_classes))
+
+    def scorer(weights: np.ndarray) -> dict[str, np.ndarray]:
+        auc, precision = ranking.auc_and_average_precision(weights)
+        return {"auc_micro": auc, "ap_micro": precision}
+
+    return scorer
+
+
+@dataclass(frozen=True)
+class _Ranking:
+    """Sorted scores of one yes-or-no question; the order serves every resample, only weights change.
+
+    Attributes:
+        rows: sample of each score, lowest score first, shape (m,).
+        positives: sample of each positive, lowest score first, shape (p,).
+        below, up_to: number of scores below a positive's, and of those not above it, shape (p,).
+        positives_below: number of positives with a lower score, shape (p,).
+    """
+
+    rows: np.ndarray
+    positives: np.ndarray
+    below: np.ndarray
+    up_to: np.ndarray
+    positives_below: np.ndarray
+
+    @classmethod
+    def of(cls, scores: np.ndarray, is_positive: np.ndarray, samples: np.ndarray) -> _Ranking:
+        order = np.argsort(scores, kind="stable")
+        positives = order[is_positive[order]]
+        ours = scores[positives]
+        return cls(
+            samples[order],
+            samples[positives],
+            np.searchsorted(scores[order], ours, side="left"),
+            np.searchsorted(scores[order], ours, side="right"),
+            np.searchsorted(ours, ours, side="left"),
+        )
+
+    def auc_and_average_precision(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Both (n_resamples,), nan without positives, the AUC also without negatives.
+
+        AUC: share of (positive, negative) pairs in the right order, ties counting half. The weight below a positive
+        is a look-up in the running sum over all scores; positives among it make up W^2 / 2 over all positives.
+        Average precision: mean over positives of the precision at the positive's score, ties all predicted positive.
+        """
+        running = _running_sum(weights, self.rows)
+        ours = weights[self.positives]
+        below = running[self.below]
+        not_above = running[self.up_to]
+        total = running[-1]
+        positive = ours.sum(axis=0)
+        pairs = (np.einsum("pr,pr->r", ours, below + not_above) - positive**2) / 2
+        auc = _ratio(pairs, positive * (total - positive))
+        # a positive of weight 0 may have nothing at or above it; any precision will do, it counts 0 times
+        hits = positive - _running_sum(weights, self.positives)[self.positives_below]
+        precision = hits / np.maximum(total - below, np.finfo(float).tiny)
+        return auc, _ratio(np.einsum("pr,pr->r", ours, precision), positive)
+
+
+def _running_sum(weights: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Sum of the first i of the weights in the order of `rows`, i = 0..m, shape (m + 1, n_resamples)."""
+    running = np.zeros((len(rows) + 1, weights.shape[1]))
+    np.cumsum(weights[rows], axis=0, out=running[1:])
+    return running
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -202,29 +378,21 @@ def _mean_over_classes(values: np.ndarray) -> np.ndarray:
 
 
 def _resampled(
-    predictions: list[np.ndarray],
-    labels: np.ndarray,
-    groups: np.ndarray,
-    names: Sequence[str],
-    n_resamples: int,
-    seed: int,
-) -> dict[tuple[int, str], np.ndarray]:
-    """Statistics of every resample by (number of the predictions, name), each (n_resamples,); nan with one group."""
+    scorers: list[Scorer], n: int, groups: np.ndarray, names: list[str], n_resamples: int, seed: int
+) -> list[dict[str, np.ndarray]]:
+    """Metrics of every resample, each (n_resamples,), for each scorer; nan with one group."""
     groups = np.asarray(groups)
-    if groups.shape != labels.shape or pd.isna(groups).any():
-        raise DataError(
-            f"each of the {len(labels)} samples needs its group (patient or lesion), and none may be missing"
-        )
+    if groups.shape != (n,) or pd.isna(groups).any():
+        raise DataError(f"each of the {n} samples needs its group (patient or lesion), and none may be missing")
     if n_resamples < 1:
         raise ParameterError(f"n_resamples must be at least 1; got {n_resamples}")
-    keys = [(i, name) for i in range(len(predictions)) for name in names]
     if len(pd.unique(groups)) < 2:
-        return {key: np.full(n_resamples, np.nan) for key in keys}
-    found: dict[tuple[int, str], list[np.ndarray]] = {key: [] for key in keys}
-    for weights in resample_weights(groups, n_resamples, seed):
-        for i, name in keys:
-            found[i, name].append(STATISTICS[name](weights, labels, predictions[i]))
-    return {key: np.concatenate(parts) for key, parts in found.items()}
+        return [{name: np.full(n_resamples, np.nan) for name in names} for _ in scorers]
+    blocks = [[scorer(weights) for scorer in scorers] for weights in resample_weights(groups, n_resamples, seed)]
+    return [
+        {name: np.concatenate([block[number][name] for block in blocks]) for name in names}
+        for number in range(len(scorers))
+    ]
 
 
 def _interval(values: np.ndarray) -> tuple[float, float]:
@@ -236,6 +404,7 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _check_names(names: Sequence[str]) -> None:
-    if unknown := [name for name in names if name not in STATISTICS]:
-        raise ParameterError(f'no bootstrap of "{unknown[0]}"; known: {", ".join(STATISTICS)}')
+def _p_value(differences: np.ndarray) -> float:
+    known = differences[np.isfinite(differences)]
+    tail = (1 + min((known <= 0).sum(), (known >= 0).sum())) / (1 + len(known))
+    return float(min(1.0, 2 * tail)) if len(known) else float("nan")

@@ -1,99 +1,210 @@
-"""Methods side by side: metrics with intervals at every level, and paired differences on the same images."""
+"""Methods side by side: metrics with intervals at every level, and paired differences on the same samples.
+
+Both functions take the prediction tables of either task: those with columns time, event and risk are survival
+predictions (C-index), all others classifications. Predictions of several folds or tasks are pooled, and a patient whom
+several folds tested is one cluster of the bootstrap: all rows of the patient are drawn together.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from medkd.evaluation.bootstrap import bootstrap_metrics, paired_difference
-from medkd.evaluation.metrics import aggregate, classification_metrics
+from medkd.errors import DataError, ParameterError
+from medkd.evaluation.bootstrap import Scorer, classification_scorer, intervals, metric_names, paired_intervals
+from medkd.evaluation.metrics import LEVELS, Level, aggregate
+from medkd.evaluation.survival import aggregate_risks, survival_scorers
+
+BASE = "CE only"
+"""The student without distillation; where it is there, every method is compared with it."""
 
 
-def levels(predictions: pd.DataFrame) -> list[str]:
-    """Image level, and ROI and patient level where regions were cut into several images."""
-    if (predictions["roi"] == predictions["id"]).all():
+def levels(predictions: pd.DataFrame) -> list[Level]:
+    """Image level, and ROI and patient level where regions were cut into several images.
+
+    Survival belongs to the patient: its patient level is there as soon as a patient has several images.
+    """
+    regions = bool((predictions["roi"] != predictions["id"]).any())
+    if is_survival(predictions):
+        several = predictions.groupby("patient")["id"].nunique().max() > 1
+        return ["image", *(["roi"] if regions else []), *(["patient"] if several else [])]
+    if not regions:
         return ["image"]
     one_label = predictions.groupby("patient")["label"].nunique().max() == 1
     return ["image", "roi", "patient"] if one_label else ["image", "roi"]
+
+
+def is_survival(predictions: pd.DataFrame) -> bool:
+    """Whether the table holds risks and follow-up instead of labels and probabilities."""
+    return {"time", "event", "risk"} <= set(predictions)
 
 
 def summarise(predictions: pd.DataFrame, *, n_resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
     """One row a setting, method, level and metric: value with interval, and mean and SD over folds or tasks.
 
     Args:
-        predictions: columns id, roi, patient, label, p_0, p_1, ..., method, setting and part (fold or task).
+        predictions: columns id, roi, patient, method, setting, part (fold or task), and label, p_0, p_1, ... or time,
+            event, risk.
         n_resamples: bootstrap resamples of patients (or lesions).
         seed: of the resamples.
 
     Returns:
         Columns setting, method, level, metric, value, low, high (95% interval over all parts together),
-        mean_over_parts, sd_over_parts, n_parts, n (samples of this level).
+        mean_over_parts, sd_over_parts, n_parts, n (samples of this level). Metrics are all of
+        `classification_metrics`, those of class i as f1_<i> and recall_<i>; of survival c_index, where only pairs of
+        samples within a part count. Classes without samples are nan, and left out of the mean and SD where only some
+        parts lack them.
+
+    Raises:
+        DataError: if a column or a name is missing, or samples of one group differ in what is predicted.
     """
-    rows = []
+    tables = []
     for (setting, method), group in predictions.groupby(["setting", "method"], sort=False):
         for level in levels(predictions):
-            parts = [
-                aggregate(part.dropna(axis=1, how="all"), level).assign(part=number)
-                for number, part in group.groupby("part")
-            ]
-            frame = pd.concat(parts, ignore_index=True)
-            labels, probabilities = arrays(frame)
-            table = bootstrap_metrics(
-                labels, probabilities, frame["patient"].to_numpy(), n_resamples=n_resamples, seed=seed
+            frame = _pooled(group, level)
+            (scorer,) = _scorers({method: frame}).values()
+            table = intervals(scorer, len(frame), frame["patient"].to_numpy(), n_resamples=n_resamples, seed=seed)
+            each = pd.DataFrame(scorer(_indicators(frame["part"])))
+            tables.append(
+                table.rename_axis("metric")
+                .reset_index()
+                .assign(
+                    setting=setting,
+                    method=method,
+                    level=level,
+                    mean_over_parts=each.mean().to_numpy(),
+                    sd_over_parts=each.std(ddof=1).to_numpy(),
+                    n_parts=len(each),
+                    n=len(frame),
+                )
             )
-            each = pd.DataFrame([classification_metrics(*arrays(part)) for part in parts])
-            for metric, row in table.iterrows():
-                spread = {
-                    "mean_over_parts": each[metric].mean(),
-                    "sd_over_parts": each[metric].std(ddof=1) if len(each) > 1 else np.nan,
-                }
-                rows.append(
-                    {
-                        "setting": setting,
-                        "method": method,
-                        "level": level,
-                        "metric": metric,
-                        "value": row["value"],
-                        "low": row["low"],
-                        "high": row["high"],
-                        **spread,
-                        "n_parts": len(parts),
-                        "n": len(frame),
-                    }
-                )
-    return pd.DataFrame(rows)
+    order = ["setting", "method", "level", "metric", "value", "low", "high"]
+    return pd.concat(tables, ignore_index=True)[[*order, "mean_over_parts", "sd_over_parts", "n_parts", "n"]]
 
 
-def differences(predictions: pd.DataFrame, reference: str, *, n_resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """Each method minus "CE only" (or `reference`, where that is not there) on the same images, paired intervals.
+def differences(
+    predictions: pd.DataFrame,
+    reference: str,
+    *,
+    metrics: Sequence[str] | None = None,
+    level: Level | None = None,
+    extra_pairs: Sequence[tuple[str, str]] = (),
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Each method minus "CE only" (or `reference`, where that is not there) on the same samples, paired intervals.
 
-    Args: as `summarise`; `reference` is the name of a method.
+    Args:
+        predictions: as `summarise`.
+        reference: name of a method.
+        metrics: default balanced_accuracy and auc_macro, or c_index of survival.
+        level: "image", "roi" or "patient"; default all that `levels` gives.
+        extra_pairs: further (method, method that is subtracted), see `single_modality_pairs`; pairs that a setting
+            lacks are left out of it.
+        n_resamples: bootstrap resamples of patients (or lesions).
+        seed: of the resamples.
+
+    Returns:
+        Columns setting, method, minus, level, metric, difference, low, high, p_value (see
+        `bootstrap.paired_differences`), wins (parts in which the method's value is above the other's; for ece, where
+        less is better, those are losses), n_parts, n (samples of this level). Empty where there is one method only.
+
+    Raises:
+        ParameterError: if `level`, a metric, the reference or a method of `extra_pairs` is unknown.
+        DataError: as `summarise`, or if two methods have not scored the same samples.
     """
-    rows = []
+    order = ["setting", "method", "minus", "level", "metric", "difference", "low", "high", "p_value"]
+    order += ["wins", "n_parts", "n"]
+    if predictions["method"].nunique() == 1:
+        return pd.DataFrame(columns=order)
+    if not {BASE, reference} & set(predictions["method"]):
+        raise ParameterError(
+            f'neither "{BASE}" nor the reference "{reference}" is among the methods '
+            f"{', '.join(pd.unique(predictions['method']))}; name one of them as the reference"
+        )
+    if unknown := {name for pair in extra_pairs for name in pair} - set(predictions["method"]):
+        raise ParameterError(
+            f'extra_pairs names "{min(unknown)}", which is not among the methods '
+            f"{', '.join(pd.unique(predictions['method']))}"
+        )
+    if metrics is None:
+        metrics = ("c_index",) if is_survival(predictions) else ("balanced_accuracy", "auc_macro")
+    tables = []
     for setting, group in predictions.groupby("setting", sort=False):
-        by_method = {
-            method: frame.sort_values(["part", "id"], ignore_index=True)
-            for method, frame in group.groupby("method", sort=False)
-        }
-        base = "CE only" if "CE only" in by_method else reference
-        others = [method for method in by_method if method != base]
-        for method in others:
-            a, b = by_method[method], by_method[base]
-            labels, ours = arrays(a)
-            for metric in ("balanced_accuracy", "auc_macro"):
-                found = paired_difference(
-                    labels,
-                    ours,
-                    arrays(b)[1],
-                    a["patient"].to_numpy(),
-                    name=metric,
-                    n_resamples=n_resamples,
-                    seed=seed,
-                )
-                rows.append(
-                    {"setting": setting, "method": method, "minus": base, "metric": metric, **found, "n": len(a)}
-                )
-    return pd.DataFrame(rows)
+        methods = list(pd.unique(group["method"]))
+        base = BASE if BASE in methods else reference
+        pairs = [(method, base) for method in methods if method != base and base in methods]
+        pairs += [pair for pair in extra_pairs if pair not in pairs and set(pair) <= set(methods)]
+        pairs = list(dict.fromkeys(pairs))
+        for each_level in levels(predictions) if level is None else [level]:
+            frames = {
+                method: _pooled(rows, each_level).sort_values(["part", *LEVELS[each_level]], ignore_index=True)
+                for method, rows in group.groupby("method", sort=False)
+            }
+            _check_same_samples(frames, each_level)
+            scorers = _scorers(frames, metrics)
+            frame = next(iter(frames.values()))
+            table = paired_intervals(
+                scorers, len(frame), frame["patient"].to_numpy(), pairs, n_resamples=n_resamples, seed=seed
+            )
+            parts = {method: scorer(_indicators(frame["part"])) for method, scorer in scorers.items()}
+            wins = [
+                int((parts[row.method][row.metric] > parts[row.minus][row.metric]).sum()) for row in table.itertuples()
+            ]
+            n_parts = frame["part"].nunique()
+            tables.append(table.assign(setting=setting, level=each_level, wins=wins, n_parts=n_parts, n=len(frame)))
+    return pd.concat(tables, ignore_index=True)[order]
+
+
+def single_modality_pairs(predictions: pd.DataFrame, teacher: str = "teacher") -> list[tuple[str, str]]:
+    """The teacher with each "<modality> only" method but "CE only", for `differences`: does it beat both modalities?"""
+    methods = [str(method) for method in pd.unique(predictions["method"])]
+    alone = [method for method in methods if method.endswith(" only") and method != BASE]
+    return [(teacher, method) for method in alone] if teacher in methods else []
+
+
+def _pooled(predictions: pd.DataFrame, level: Level) -> pd.DataFrame:
+    """One row a sample of the level and part, of one setting and method."""
+    # a setting with fewer classes has empty columns p_3, p_4, ... in a table of all settings
+    predictions = predictions.dropna(axis=1, how="all")
+    by_level = aggregate_risks if is_survival(predictions) else aggregate
+    parts = [by_level(rows, level).assign(part=part) for part, rows in predictions.groupby("part")]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _scorers(frames: dict[str, pd.DataFrame], metrics: Sequence[str] | None = None) -> dict[str, Scorer]:
+    """Each method's metrics as functions of sample weights; the frames hold the same samples in the same order."""
+    first = next(iter(frames.values()))
+    if is_survival(first):
+        if unknown := set(metrics or ()) - {"c_index"}:
+            raise ParameterError(f'no metric "{min(unknown)}" of survival predictions; known: c_index')
+        times, events, parts = (first[column].to_numpy() for column in ("time", "event", "part"))
+        risks = {method: frame["risk"].to_numpy() for method, frame in frames.items()}
+        return survival_scorers(times, events, risks, parts)
+    found = {method: arrays(frame) for method, frame in frames.items()}
+    if metrics is None:
+        metrics = metric_names(found[next(iter(found))][1].shape[1], ("f1", "recall"))
+    return {method: classification_scorer(*both, metrics) for method, both in found.items()}
+
+
+def _indicators(parts: pd.Series) -> np.ndarray:
+    """Weights (n, n_parts) that are 1 for the samples of one part each."""
+    codes, names = pd.factorize(parts)
+    return np.eye(len(names))[codes]
+
+
+def _check_same_samples(frames: dict[str, pd.DataFrame], level: Level) -> None:
+    columns = ["part", *LEVELS[level]]
+    (first, expected), *others = frames.items()
+    columns += [column for column in ("label", "time", "event") if column in expected]
+    for method, frame in others:
+        if not frame[columns].equals(expected[columns]):
+            raise DataError(
+                f'"{first}" and "{method}" were not scored on the same samples ({len(expected)} and {len(frame)} at '
+                f"{level} level), so they cannot be compared in pairs; evaluate both on the same folds or tasks"
+            )
 
 
 def arrays(frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

@@ -134,35 +134,47 @@ def aggregate(predictions: pd.DataFrame, level: Level) -> pd.DataFrame:
         ParameterError: if `level` is unknown.
         DataError: if a column or a name is missing, or samples of one group have different labels.
     """
-    if level not in LEVELS:
-        raise ParameterError(f'level must be "image", "roi" or "patient"; got {level!r}')
-    missing = [column for column in ("id", "roi", "patient", "label") if column not in predictions]
     scores = [column for column in predictions if re.fullmatch(r"p_\d+", str(column))]
+    missing = [column for column in ("id", "roi", "patient", "label") if column not in predictions]
     if missing or not scores:
         raise DataError(
             f"the predictions lack the column(s) {', '.join(missing or ['p_0, p_1, ...'])}; "
             "expected id, roi, patient, label and one p_<class index> a class"
         )
+    return mean_of_means(predictions, level, ["label"], scores)
+
+
+def mean_of_means(predictions: pd.DataFrame, level: Level, known: list[str], scores: list[str]) -> pd.DataFrame:
+    """Mean of the columns `scores` over images of an ROI, then over ROIs of a patient; see `aggregate`.
+
+    `known` are the columns of what is predicted, which must not differ within a sample of the level.
+
+    Raises: as `aggregate`.
+    """
+    if level not in LEVELS:
+        raise ParameterError(f'level must be "image", "roi" or "patient"; got {level!r}')
     if predictions[["id", "roi", "patient"]].isna().any(axis=None):
         raise DataError("the predictions have samples without id, roi or patient; repeat the id where there is no roi")
     frame = predictions
     for step in ("image", "roi", "patient"):
         groups = frame.groupby(list(LEVELS[step]), sort=False)
-        _check_labels(groups["label"], step)
-        frame = groups[["label", *scores]].agg({"label": "first"} | dict.fromkeys(scores, "mean")).reset_index()
+        for column in known:
+            _check_equal(groups[column], step)
+        how = dict.fromkeys(known, "first") | dict.fromkeys(scores, "mean")
+        frame = groups[[*known, *scores]].agg(how).reset_index()
         if step == level:
             break
     named = [column for column in ("id", "roi", "patient") if column in frame]
-    return frame[[*named, "label", *scores]]
+    return frame[[*named, *known, *scores]]
 
 
-def _check_labels(labels: pd.api.typing.SeriesGroupBy, level: str) -> None:
-    n_labels = labels.nunique()
-    if (n_labels > 1).any():
-        name = n_labels.idxmax()
+def _check_equal(values: pd.api.typing.SeriesGroupBy, level: str) -> None:
+    n_values = values.nunique()
+    if (n_values > 1).any():
+        name = n_values.idxmax()
         name = name[-1] if isinstance(name, tuple) else name
         raise DataError(
-            f"{level} {name!r} has samples with different labels, so its predictions cannot be averaged; "
+            f"{level} {name!r} has samples with different {values.obj.name}s, so its predictions cannot be averaged; "
             "evaluate a finer level or correct the table"
         )
 

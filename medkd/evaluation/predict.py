@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,8 +12,12 @@ from torch import Tensor, nn
 from medkd.models.device import autocast
 
 
+def _softmax(scores: Tensor) -> Tensor:
+    return scores.float().softmax(dim=1)
+
+
 class Prediction(NamedTuple):
-    """Probabilities (n, n_classes) and features (n, d) of the rows asked for, in their order, float32 on the CPU."""
+    """Probabilities (n, n_classes), or risks (n, 1), and features (n, d) of the rows asked for, float32 on the CPU."""
 
     probabilities: np.ndarray
     features: np.ndarray
@@ -29,6 +33,7 @@ def predict(
     batch_size: int = 256,
     head: str = "logits",
     features: str = "features",
+    scores: Callable[[Tensor], Tensor] = _softmax,
 ) -> Prediction:
     """Run `network` on plain views of these rows; the result does not depend on batch size or order.
 
@@ -41,6 +46,7 @@ def predict(
         batch_size: rows at once.
         head: attribute that holds the raw scores.
         features: attribute that holds the features.
+        scores: raw scores of a batch -> what is reported, by default class probabilities.
     """
     was_training = network.training
     network.eval()
@@ -49,7 +55,7 @@ def predict(
         for batch in rows.split(batch_size):
             with autocast(device, precision):
                 output = network(*(modality.plain(batch) for modality in inputs))
-            probabilities.append(getattr(output, head).float().softmax(dim=1).cpu())
+            probabilities.append(scores(getattr(output, head)).cpu())
             found.append(getattr(output, features).float().cpu())
     network.train(was_training)
     return Prediction(torch.cat(probabilities).numpy(), torch.cat(found).numpy())

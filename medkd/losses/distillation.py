@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medkd.errors import MedkdError, ParameterError
@@ -139,6 +141,81 @@ def neuron_selectivity(student: Tensor, teacher: Tensor) -> Tensor:
         return (a @ b.transpose(1, 2)).pow(2).mean()
 
     return kernel(student, student) + kernel(teacher, teacher) - 2 * kernel(student, teacher)
+
+
+class VariationalInformation(nn.Module):
+    r"""Variational information distillation (VID): likelihood of the teacher's features under the student's.
+
+    A regressor :math:`\mu` guesses the teacher's features from the student's, with one learned variance a feature,
+
+    .. math:: L = \mathrm{mean} \; \tfrac12 \Big[ \frac{(\mu(S) - T)^2}{v} + \log v \Big], \quad
+              v = \mathrm{softplus}(\rho) + \epsilon .
+
+    The regressor and the variances are trained with the student: give their parameters to its optimiser. The loss
+    may be negative (log v of a small variance).
+
+    Args:
+        student_dim: length of the student's features. teacher_dim: of the teacher's; the regressor is three linear
+            layers with ReLU between them, the hidden ones as wide as the teacher's features.
+        initial_variance: of every feature at the start, > `eps`.
+        eps: smallest variance, > 0.
+        generator: CPU generator that seeds the regressor; None for seed 0.
+
+    Raises:
+        ParameterError: if `eps` or `initial_variance` is out of range.
+
+    Source:
+        Ahn et al. 2019, arXiv:1904.05835; its 1x1 convolutions are linear layers on vectors.
+    """
+
+    def __init__(
+        self,
+        student_dim: int,
+        teacher_dim: int,
+        *,
+        initial_variance: float = 5.0,
+        eps: float = 1e-5,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 < eps < initial_variance:
+            raise ParameterError(
+                f"VID needs 0 < eps < initial_variance; got eps={eps}, initial_variance={initial_variance}"
+            )
+        generator = generator or torch.Generator().manual_seed(0)
+        self.eps = eps
+        layers: list[nn.Module] = []
+        for n_in in (student_dim, teacher_dim, teacher_dim):
+            linear = nn.utils.skip_init(nn.Linear, n_in, teacher_dim)
+            bound = n_in**-0.5  # what nn.Linear uses, but from our generator
+            with torch.no_grad():
+                linear.weight.uniform_(-bound, bound, generator=generator)
+                linear.bias.uniform_(-bound, bound, generator=generator)
+            layers += [linear, nn.ReLU()]
+        self.regressor = nn.Sequential(*layers[:-1])
+        # softplus turned round
+        self.rho = nn.Parameter(torch.full((teacher_dim,), math.log(math.expm1(initial_variance - eps))))
+
+    def variance(self) -> Tensor:
+        """Variance of each teacher feature around the guess, shape (teacher_dim,), > 0."""
+        return F.softplus(self.rho) + self.eps
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Scalar in nats a feature; student (n, student_dim), teacher (n, teacher_dim) of the same images.
+
+        Raises:
+            MedkdError: if a shape is another.
+        """
+        student, teacher = _same_rows(student, teacher)
+        wanted = (self.regressor[0].in_features, len(self.rho))
+        if student.dim() != 2 or teacher.dim() != 2 or (student.shape[1], teacher.shape[1]) != wanted:
+            raise MedkdError(
+                f"VID was made for student features (n, {wanted[0]}) and teacher features (n, {wanted[1]}); got "
+                f"student {tuple(student.shape)}, teacher {tuple(teacher.shape)}: make it with these lengths"
+            )
+        guess = self.regressor(student.to(self.rho.dtype))
+        variance = self.variance()
+        return 0.5 * ((guess - teacher).square() / variance + variance.log()).mean()
 
 
 def _pair(student: Tensor, teacher: Tensor, must: str) -> tuple[Tensor, Tensor]:

@@ -127,8 +127,7 @@ class ContrastiveDistillation(nn.Module):
                 columns = torch.arange(n_positives, device=rows.device).expand(len(rows), -1)
             else:
                 with torch.no_grad():
-                    discrepancy = _cosines(embedded_teacher, self.bank_teacher, candidates)
-                    discrepancy -= _cosines(embedded_student, self.bank_student, candidates)
+                    discrepancy = self._discrepancy(embedded_student, embedded_teacher, candidates)
                 repeats = candidates[:, 1:] == rows[:, None]
                 columns = self._select(discrepancy, repeats, selection, n_selected, progress)
             kept = torch.cat([candidates.gather(1, columns), contrast_rows[:, n_positives:]], dim=1)
@@ -139,6 +138,23 @@ class ContrastiveDistillation(nn.Module):
         self.last_selected = columns
         return loss
 
+    @torch.no_grad()
+    def discrepancy(self, student: Tensor, teacher: Tensor, candidates: Tensor) -> Tensor:
+        """Teacher cosine minus student cosine between each anchor and its candidates' bank rows; changes nothing.
+
+        Args:
+            student: features, shape (b, student_dim).
+            teacher: features of the same images, shape (b, teacher_dim).
+            candidates: bank rows, shape (b, P).
+
+        Returns:
+            Shape (b, P); large where the teacher finds the candidate close and the student does not.
+        """
+        dtype = self.bank_student.dtype
+        embedded_student = F.normalize(self.embed_student(student.to(dtype)), dim=1)
+        embedded_teacher = F.normalize(self.embed_teacher(teacher.to(dtype)), dim=1)
+        return self._discrepancy(embedded_student, embedded_teacher, candidates)
+
     def get_extra_state(self) -> Tensor:
         """State of the generator that draws positives, so that a resumed run draws the same."""
         return self._draws.get_state()
@@ -146,6 +162,10 @@ class ContrastiveDistillation(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         """Go on with the draws of a stored run."""
         self._draws.set_state(state.cpu())
+
+    def _discrepancy(self, embedded_student: Tensor, embedded_teacher: Tensor, candidates: Tensor) -> Tensor:
+        by_teacher = _cosines(embedded_teacher, self.bank_teacher, candidates)
+        return by_teacher - _cosines(embedded_student, self.bank_student, candidates)
 
     def _select(
         self, discrepancy: Tensor, repeats: Tensor, selection: Selection, n_selected: int, progress: float

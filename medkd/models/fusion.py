@@ -1,9 +1,11 @@
-"""Fusion of two feature vectors: gated bilinear (Pathomic Fusion, GMCD) and plain concatenation."""
+"""Fusion of two feature vectors: gated bilinear (Pathomic Fusion, GMCD), low-rank, and plain concatenation."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+
+from medkd.errors import ParameterError
 
 
 class Bilinear(nn.Bilinear):
@@ -80,6 +82,54 @@ class ConcatFusion(nn.Module):
         both = torch.cat([x1, x2], dim=1)
         fused = self.encoder1(both)
         return fused if self.encoder2 is None else self.encoder2(torch.cat([fused, both], dim=1))
+
+
+class LowRankFusion(nn.Module):
+    r"""Low-rank multimodal fusion (LMF): (n, dim1) and (n, dim2) -> (n, out_dim), all >= 0.
+
+    A linear map of the outer product of :math:`[x_1; 1]` and :math:`[x_2; 1]` whose weight tensor has rank `rank`,
+    :math:`\sum_r w_r \, (U_r [x_1; 1]) \circ (V_r [x_2; 1]) + b`, so that the product is never built; then batch norm,
+    ReLU and dropout, as the other fusions end. Weights start as N(0, 1 / fan_in), the bias 0.
+
+    Args:
+        dim1: features of the first input. dim2: of the second.
+        out_dim: fused features.
+        rank: terms of the sum, at least 1; 4 is the published default.
+        skip: show both inputs, beside the fused features, to a second encoder (as `BilinearFusion` does).
+        dropout: rate of every dropout, 0 to below 1.
+
+    Source:
+        Liu et al. 2018, arXiv:1806.00064, with a learned weight for each rank.
+    """
+
+    def __init__(
+        self, dim1: int, dim2: int, out_dim: int, *, rank: int = 4, skip: bool = False, dropout: float = 0.1
+    ) -> None:
+        super().__init__()
+        if rank < 1:
+            raise ParameterError(f"rank={rank} of the low-rank fusion must be at least 1")
+        self.factor1 = nn.Parameter(torch.randn(rank, out_dim, dim1 + 1) * (dim1 + 1) ** -0.5)  # U
+        self.factor2 = nn.Parameter(torch.randn(rank, out_dim, dim2 + 1) * (dim2 + 1) ** -0.5)  # V
+        self.weight = nn.Parameter(torch.randn(rank) * rank**-0.5)  # w
+        self.bias = nn.Parameter(torch.zeros(out_dim))
+        self.finish = nn.Sequential(nn.BatchNorm1d(out_dim), nn.ReLU(), nn.Dropout(dropout))
+        self.encoder2 = _encoder(out_dim + dim1 + dim2, out_dim, dropout) if skip else None
+        _initialise(self)
+
+    def forward(self, x1: Tensor, x2: Tensor) -> Tensor:
+        """Fused features, shape (n, out_dim); row i of both inputs is one sample."""
+        fused = self.finish(self.mixed(x1, x2))
+        return fused if self.encoder2 is None else self.encoder2(torch.cat([fused, x1, x2], dim=1))
+
+    def mixed(self, x1: Tensor, x2: Tensor) -> Tensor:
+        """The low-rank map of the outer product itself, before batch norm, shape (n, out_dim), of either sign."""
+        one1, one2 = (nn.functional.pad(x, (0, 1), value=1.0) for x in (x1, x2))
+        products = (one1 @ self.factor1.transpose(1, 2)) * (one2 @ self.factor2.transpose(1, 2))  # (rank, n, out_dim)
+        return torch.tensordot(self.weight, products, dims=1) + self.bias
+
+
+FUSIONS = {"bilinear": BilinearFusion, "concat": ConcatFusion, "lmf": LowRankFusion}
+"""Fusions by name; each is made by (dim1, dim2, out_dim) and takes `skip` and `dropout`."""
 
 
 def _encoder(in_dim: int, out_dim: int, dropout: float) -> nn.Sequential:

@@ -97,15 +97,17 @@ class MoCo(nn.Module):
     """Momentum contrast, one direction: the query encoder learns to find its image's key among the queue.
 
     Args:
-        encoder: images (n, ...) -> (n, dim); becomes the query encoder, the key encoder starts as its copy.
+        encoder: images (n, ...) -> (n, d); becomes the query encoder, the key encoder starts as its copy.
         queue_size: keys in the queue (MoCo's K).
-        dim: length of the encoder's output.
+        dim: length of an embedding.
         momentum: m of the key encoder.
         temperature: tau of the contrast.
         generator: seeds the queue.
+        projection_head: features (n, d) -> embeddings (n, dim), used in training only (MoCo v2's MLP); None contrasts
+            the encoder's output itself, so d must equal `dim` (MoCo v1).
 
     Source:
-        He et al. 2020, arXiv:1911.05722 (MoCo v1). The batch is not shuffled: use ghost batch norm against leakage.
+        He et al. 2020, arXiv:1911.05722 (MoCo v1); Chen et al. 2020, arXiv:2003.04297 (v2).
     """
 
     def __init__(
@@ -117,33 +119,52 @@ class MoCo(nn.Module):
         momentum: float = 0.999,
         temperature: float = 0.07,
         generator: torch.Generator | None = None,
+        projection_head: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= momentum <= 1:
             raise ParameterError(f"momentum of the key encoder must lie in [0, 1], got {momentum}; MoCo uses 0.999")
         self.query_encoder = encoder
-        self.key_encoder = MomentumCopy(encoder)
+        self.projection_head = projection_head
+        self.key_encoder = MomentumCopy(self._query_network())
         self.queue = KeyQueue(queue_size, dim, generator=generator)
         self.momentum, self.temperature = momentum, temperature
 
-    def forward(self, query_view: Tensor, key_view: Tensor) -> dict[str, Tensor]:
+    def forward(self, query_view: Tensor, key_view: Tensor, key_order: Tensor | None = None) -> dict[str, Tensor]:
         """One step: query, momentum update, key, contrast, and the key joins the queue.
 
         Args:
             query_view: one augmentation of each image.
             key_view: another one, rows in the same order.
+            key_order: a permutation of the rows, int64 (n,): the order in which the key encoder sees the images. Keys
+                come back in the images' order. With ghost batch norm the parts of the two batches then hold different
+                images, so that batch statistics do not tell which key belongs to a query (MoCo's shuffling).
 
         Returns:
             `loss` (scalar), `logits` (n, 1 + queue_size) with the key in column 0, `query` and `key` (n, dim) of unit
-            length, and `features` (n, dim), the query encoder's output before normalisation.
+            length, and `features` (n, d), the query encoder's output before head and normalisation.
         """
         features = self.query_encoder(query_view)
-        query = _unit(features)
-        self.key_encoder.update(self.query_encoder, self.momentum)
-        key = _unit(self.key_encoder(key_view))
+        query = _unit(features if self.projection_head is None else self.projection_head(features))
+        self.key_encoder.update(self._query_network(), self.momentum)
+        key = self._keys(key_view, key_order)
         loss, logits = info_nce(query, key, self.queue.keys, temperature=self.temperature)
         self.queue.push(key)
         return {"loss": loss, "logits": logits, "query": query, "key": key, "features": features}
+
+    def _query_network(self) -> nn.Module:
+        """What the key encoder follows."""
+        return (
+            self.query_encoder
+            if self.projection_head is None
+            else nn.Sequential(self.query_encoder, self.projection_head)
+        )
+
+    def _keys(self, key_view: Tensor, order: Tensor | None) -> Tensor:
+        if order is None:
+            return _unit(self.key_encoder(key_view))
+        order = order.to(key_view.device)
+        return _unit(self.key_encoder(key_view[order]))[order.argsort()]
 
 
 def _state(module: nn.Module) -> list[Tensor]:

@@ -235,6 +235,60 @@ def calibration(labels: np.ndarray, probabilities: np.ndarray, ax: Axes) -> Axes
     return ax
 
 
+def kaplan_meier(table: pd.DataFrame, ax: Axes) -> Axes:
+    """Survival curves with their 95% bands, one colour a risk group, group sizes in the legend.
+
+    `table` is that of `medkd.evaluation.survival.kaplan_meier_table`: columns group, months, survival, low, high,
+    at_risk; the first row of a group is month 0, where at_risk is its size.
+    """
+    for number, (group, curve) in enumerate(table.groupby("group", sort=False)):
+        colour = PALETTE[number % len(PALETTE)]
+        name = f"{group} (n = {curve['at_risk'].iloc[0]:.0f})"
+        ax.step(curve["months"], curve["survival"], where="post", color=colour, label=name)
+        ax.fill_between(
+            curve["months"], curve["low"], curve["high"], step="post", color=colour, alpha=0.15, linewidth=0
+        )
+    ax.set(xlabel="months", ylabel="survival", ylim=(0, 1.02))
+    ax.set_xlim(left=0)
+    ax.legend()
+    return ax
+
+
+def singular_spectrum(table: pd.DataFrame, ax: Axes) -> Axes:
+    """Singular values before and after shrinkage, all frequencies together, largest first, on a log axis.
+
+    Values below a millionth of the largest are zero to float32 precision. A log axis has no zero: they are drawn a
+    decade below the smallest other value, on a dotted line that says so.
+
+    `table` has columns rank, frequency, value (>= 0) and state ("before", "after"), one row a singular value.
+
+    Raises:
+        DataError: if a value is negative or nan, or all of them are zero.
+    """
+    if not (table["value"] >= 0).all() or not table["value"].max() > 0:
+        raise DataError("a spectrum needs singular values >= 0 and one above 0; look at the table's column value")
+    is_zero = table["value"] <= 1e-6 * table["value"].max()
+    floor = 10.0 ** np.floor(np.log10(table.loc[~is_zero, "value"].min()) - 1)
+    for number, (state, values) in enumerate(table["value"].mask(is_zero, floor).groupby(table["state"], sort=False)):
+        n_zero = int(is_zero[values.index].sum())
+        name = f"{state} ({n_zero} of {len(values)} zero)" if n_zero else str(state)
+        ax.plot(
+            np.arange(1, len(values) + 1),
+            np.sort(values)[::-1],
+            color=PALETTE[number % len(PALETTE)],
+            drawstyle="steps-mid",
+            label=name,
+        )
+    ax.set_yscale("log")
+    if is_zero.any():
+        ax.axhline(floor, color="0.7", linestyle=":", linewidth=0.8)
+        ax.text(0.02, floor, "zero", transform=ax.get_yaxis_transform(), va="bottom", color="0.4")
+    ax.set(xlabel="singular value, largest first", ylabel="size")
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.legend()
+    return ax
+
+
 def _plain_heatmap(values: np.ndarray, row_names: Sequence[str], column_names: Sequence[str], ax: Axes) -> Axes:
     """A wide matrix: a colour bar in place of numbers, and every fourth column named."""
     limit = np.nanmax(np.abs(values))

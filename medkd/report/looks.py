@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from medkd.data.cohort import Cohort
-from medkd.data.folds import split_rows
+from medkd.data.folds import n_splits, split_rows
 from medkd.data.views import Augment
 from medkd.stages.store import Run
 
@@ -53,15 +53,21 @@ def class_means(cohort: Cohort, name: str) -> np.ndarray:
     return np.stack([np.nanmean(scaled[cohort.labels == label], axis=0) for label in range(len(cohort.classes))])
 
 
-def fold_table(cohort: Cohort, n_folds: int, seed: int) -> pd.DataFrame:
-    """Samples and groups of each fold's training, validation and test split."""
+def fold_table(cohort: Cohort, n_folds: int, seed: int, split_file: str = "") -> pd.DataFrame:
+    """Samples and groups of each fold's training, validation and test split.
+
+    With a `split_file` its splits are the folds, `n_folds` is ignored, and two more columns count what it leaves out.
+    """
     rows = []
-    for fold in range(n_folds):
-        split = split_rows(cohort, fold=fold, n_folds=n_folds, seed=seed)
+    for fold in range(n_splits(split_file) if split_file else n_folds):
+        split = split_rows(cohort, fold=fold, n_folds=n_folds, seed=seed, split_file=split_file)
         row: dict[str, Any] = {"fold": fold}
         for part in ("train", "val", "test"):
             members = getattr(split, part)
             row[f"{part} samples"], row[f"{part} {cohort.group}s"] = len(members), len(set(cohort.groups[members]))
+        if split_file:
+            for unit, total in (("samples", len(cohort)), (f"{cohort.group}s", len(set(cohort.groups)))):
+                row[f"left out {unit}"] = total - sum(row[f"{part} {unit}"] for part in ("train", "val", "test"))
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -74,13 +80,111 @@ def histories(runs: Mapping[Any, Run], names: Mapping[Any, str]) -> pd.DataFrame
     return pd.concat(tables, ignore_index=True)
 
 
-def metrics_table(runs: Mapping[Any, Run], names: Mapping[Any, str], columns: list[str]) -> pd.DataFrame:
-    """One row a run: method, fold or task, the metrics asked for, and its wall time."""
+def metrics_table(runs: Mapping[Any, Run], names: Mapping[Any, str], columns: Sequence[str] = ()) -> pd.DataFrame:
+    """One row a run: method, fold or task, the metrics asked for, and its wall time.
+
+    Without `columns`: the kept epoch, every validation number, and the numbers of training rows and parameters.
+    """
+    if not columns:
+        found = next(iter(runs.values())).metrics
+        columns = ["epoch", *(name for name in found if name.startswith("val_")), "n_train", "n_parameters"]
     rows = []
     for key, run in runs.items():
         row = {"method": names.get(key[0], str(key[0])), "part": key[-1]}
         rows.append(row | {column: run.metrics.get(column) for column in columns} | {"seconds": run.seconds})
     return pd.DataFrame(rows)
+
+
+def validation_predictions(runs: Mapping[Any, Run], names: Mapping[Any, str]) -> pd.DataFrame:
+    """The validation predictions of several runs, as `medkd.evaluation.comparison` takes them."""
+    tables = [
+        run.table("validation").assign(method=names.get(key[0], str(key[0])), setting="", part=key[-1])
+        for key, run in runs.items()
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def method_comparison(summary: pd.DataFrame, differences: pd.DataFrame) -> pd.DataFrame:
+    """One row a method at the coarsest level: each compared metric with its interval, and its paired difference.
+
+    Args:
+        summary: of `medkd.evaluation.comparison.summarise`.
+        differences: of `differences` there, all against one method.
+    """
+    level, base = summary["level"].iloc[-1], differences["minus"].iloc[0]
+    paired = differences[(differences["level"] == level) & (differences["minus"] == base)]
+    rows = []
+    for method in pd.unique(summary["method"]):
+        row = {"method": method}
+        for metric in pd.unique(paired["metric"]):
+            mine = summary[(summary["method"] == method) & (summary["metric"] == metric) & (summary["level"] == level)]
+            row[metric.replace("_", " ")] = _with_interval(mine["value"], mine)
+            gain = paired[(paired["method"] == method) & (paired["metric"] == metric)]
+            row[f"minus {base} ({metric.replace('_', ' ')})"] = _with_interval(gain["difference"], gain, signed=True)
+            row[f"wins ({metric.replace('_', ' ')})"] = (
+                f"{gain['wins'].iloc[0]} of {gain['n_parts'].iloc[0]}" if len(gain) else ""
+            )
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _with_interval(value: pd.Series, row: pd.DataFrame, *, signed: bool = False) -> str:
+    """'value (low to high)' of the one row, "" of none."""
+    sign = "+" if signed else ""
+    return (
+        ""
+        if row.empty
+        else (f"{value.iloc[0]:{sign}.3f} ({row['low'].iloc[0]:{sign}.3f} to {row['high'].iloc[0]:{sign}.3f})")
+    )
+
+
+def risk_curves(predictions: pd.DataFrame, n_groups: int = 3) -> tuple[pd.DataFrame, float]:
+    """Kaplan-Meier curves of the patients by predicted risk, cut at quantiles within each fold, and the log-rank p.
+
+    Args:
+        predictions: survival predictions: id, roi, patient, time, event, risk, and part where there are several folds.
+        n_groups: risk groups.
+    """
+    from medkd.evaluation.survival import aggregate_risks, kaplan_meier_table, logrank_p, risk_groups
+
+    if "part" not in predictions:
+        predictions = predictions.assign(part=0)
+    parts = [aggregate_risks(rows, "patient").assign(part=part) for part, rows in predictions.groupby("part")]
+    frame = pd.concat(parts, ignore_index=True)
+    groups = risk_groups(frame["risk"].to_numpy(), n_groups, parts=frame["part"].to_numpy())
+    names = ["low risk", "middle risk", "high risk"] if n_groups == 3 else [f"group {g + 1}" for g in range(n_groups)]
+    followed = frame["time"].to_numpy(), frame["event"].to_numpy()
+    curves = kaplan_meier_table(*followed, groups)
+    return curves.assign(group=[names[group] for group in curves["group"]]), logrank_p(*followed, groups)
+
+
+def positives_grid(cohort: Cohort, name: str, table: pd.DataFrame, size: int) -> tuple[np.ndarray, list[str]]:
+    """Anchors of DSCD, each followed by candidates of its class by falling discrepancy, as images.
+
+    Args:
+        cohort: whose image modality `name` is shown.
+        name: image modality.
+        table: `positives` of a GMCD run: anchor and candidate (ids), rank, discrepancy.
+        size: side of the images, px.
+
+    Returns:
+        images (n_anchors * n_columns, size, size, 3) uint8, black where a class has fewer candidates, and a title
+        each: the class above an anchor, rank and discrepancy above a candidate. n_columns is one more than the
+        largest number of candidates.
+    """
+    source, row_of = cohort.images[name].load(size), pd.Series(range(len(cohort)), index=cohort.table["id"])
+    n_columns = 1 + int(table.groupby("anchor").size().max())
+    images, titles = [], []
+    for anchor, candidates in table.groupby("anchor", sort=False):
+        shown = np.zeros((n_columns, size, size, 3), np.uint8)
+        rows = row_of[[anchor, *candidates["candidate"]]].to_numpy()
+        shown[: len(rows)] = np.stack([source[row] for row in rows])
+        images.append(shown)
+        named = [
+            f"{rank + 1}: {gap:+.2f}" for rank, gap in zip(candidates["rank"], candidates["discrepancy"], strict=True)
+        ]
+        titles += [cohort.table["class"].iloc[row_of[anchor]], *named, *[""] * (n_columns - len(rows))]
+    return np.concatenate(images), titles
 
 
 def label_mix(runs: Mapping[tuple[int, int], Run]) -> pd.DataFrame:
@@ -104,10 +208,13 @@ def labels_by_base_class(run: Run, base_classes: tuple[str, ...], rare_classes: 
     return counts.div(counts.sum(axis=1), axis=0)
 
 
-def headline(summary: pd.DataFrame) -> pd.DataFrame:
-    """The summary as a wide table: one row a method (and setting), 'value (low to high)' for each metric."""
+HEADLINE = ("accuracy", "balanced_accuracy", "auc_macro", "f1_macro", "c_index")
+
+
+def headline(summary: pd.DataFrame, metrics: Sequence[str] = HEADLINE) -> pd.DataFrame:
+    """The summary as a wide table: one row a method (and setting), 'value (low to high)' for each of `metrics`."""
     level = summary["level"].iloc[-1]
-    chosen = summary[summary["level"] == level]
+    chosen = summary[(summary["level"] == level) & summary["metric"].isin(list(metrics))]
     cells = chosen.assign(cell=[f"{row.value:.3f} ({row.low:.3f} to {row.high:.3f})" for row in chosen.itertuples()])
     wide = cells.pivot_table(
         index=["setting", "method"], columns="metric", values="cell", aggfunc="first", sort=False

@@ -24,10 +24,14 @@ SHORT_NAMES = {
 
 CHAINS = {
     "teacher-student": ("01_data_exploration", "02_teacher_training", "03_distillation", "07_evaluation"),
+    "vector": ("01_data_exploration", "02_teacher_training", "07_evaluation"),
     "rare": ("01_data_exploration", "04_moco_url", "05_pseudo_labelling", "06_self_distillation", "07_evaluation"),
 }
 
 DEFAULT_COHORTS = ("phantom-glioma", "phantom-paired-skin", "phantom-rare-skin")
+
+# learning rate and L1 chosen on the validation splits of PORPOISE's five folds
+TCGA = {"*": {"folds": 5, "epochs": 30, "batch_size": 16, "balanced": True}, "teacher": {"lr": 2e-3, "l1": 2e-3}}
 
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "phantom-paired-skin": {
@@ -46,8 +50,31 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "milk10k": {"*": {"epochs": 12, "folds": 1}},
     "milk10k-5": {"*": {"epochs": 12, "folds": 1}},
+    "tcga-gbmlgg": TCGA,
 }
 """Settings that fit a cohort to two CPU cores, by cohort and short stage name; "*" goes to every stage that has it."""
+
+_FROZEN = {"encoder": "tf_efficientnet_lite0", "weights": "imagenet", "frozen": True, "image_size": 128}
+PRESETS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
+    "quick": SETTINGS,
+    "paper": {
+        "phantom-glioma": {
+            "*": {"folds": 5, "epochs": 30, "batch_size": 16, "lr": 5e-4},
+            "distillation": {"n_positives": 300, "n_negatives": 1024},
+        },
+        "milk10k-5": {
+            "*": _FROZEN | {"folds": 5, "epochs": 30, "batch_size": 64, "lr": 5e-4, "balanced": True},
+            "distillation": {"n_positives": 300, "n_negatives": 1024},
+        },
+        "milk10k": {
+            "*": _FROZEN | {"folds": 5, "epochs": 30, "batch_size": 64, "lr": 5e-4, "balanced": True},
+            "distillation": {"n_positives": 300, "n_negatives": 1024},
+        },
+        "tcga-gbmlgg": TCGA,
+    },
+}
+"""Settings by preset. "paper" has the constants of Xing et al. 2023 (five folds, 30 epochs, batch 16, Adam 5e-4, 300
+candidates, 1,024 negatives) at an image size and with an encoder that two CPU cores can carry."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +103,7 @@ def plan(
     root: str = "",
     report: str,
     overrides: Mapping[str, Any],
+    preset: str = "quick",
     device: str = "auto",
     seed: int = 0,
 ) -> list[Entry]:
@@ -86,12 +114,15 @@ def plan(
         root: folder with the publisher's files, for cohorts that need one.
         report: name of the report's folder.
         overrides: parameter name, or "stage.parameter", -> value.
+        preset: key of `PRESETS`.
         device: for every stage.
         seed: for every stage.
 
     Raises:
-        ParameterError: an override names no parameter of any stage in the plan; the nearest known name is told.
+        ParameterError: the preset is unknown or has nothing for a cohort; an override names no parameter of any stage
+            in the plan, and the nearest known name is told.
     """
+    fitted = _preset(preset, datasets)
     notebooks = {dataset: CHAINS[chain_of(dataset)] for dataset in datasets}
     stages = sorted({notebook for chain in notebooks.values() for notebook in chain})
     by_stage = assign(overrides, stages)
@@ -102,9 +133,9 @@ def plan(
             if stage not in notebooks[dataset]:
                 continue
             common = {"dataset": dataset, "root": root, "report": report, "device": device, "seed": seed}
-            parameters = common | _settings(dataset, stage, by_stage)
+            parameters = common | _settings(fitted.get(dataset, {}), stage, by_stage)
             for upstream in _upstream_of(classes[stage]):
-                changed = _settings(dataset, SHORT_NAMES[upstream], by_stage)
+                changed = _settings(fitted.get(dataset, {}), SHORT_NAMES[upstream], by_stage)
                 if changed:
                     parameters[upstream] = changed | parameters.get(upstream, {})
             classes[stage].checked(parameters)  # a bad value is refused before any kernel starts
@@ -138,11 +169,30 @@ def assign(overrides: Mapping[str, Any], stages: Sequence[str]) -> dict[str, dic
     return assigned
 
 
-def _settings(dataset: str, stage: str, by_stage: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def default_cohorts(preset: str) -> tuple[str, ...]:
+    """What a report without a dataset runs: the simulated cohorts that the preset has settings for, or all of them."""
+    known = [dataset for dataset in DEFAULT_COHORTS if dataset in PRESETS.get(preset, {})]
+    return DEFAULT_COHORTS if preset == "quick" else tuple(known)
+
+
+def _preset(name: str, datasets: Sequence[str]) -> Mapping[str, Any]:
+    if name not in PRESETS:
+        raise ParameterError(f'preset "{name}" is unknown; known are {", ".join(PRESETS)}')
+    lacking = [dataset for dataset in datasets if dataset not in PRESETS[name]]
+    if name != "quick" and lacking:
+        raise ParameterError(
+            f'preset "{name}" has no settings for {", ".join(lacking)}, only for {", ".join(PRESETS[name])}; '
+            "leave --preset out and set what you need with -p"
+        )
+    return PRESETS[name]
+
+
+def _settings(
+    fitted: Mapping[str, Mapping[str, Any]], stage: str, by_stage: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
     """The cohort's settings for a stage, then what the user asked for."""
     short = next(name for name, notebook in SHORT_NAMES.items() if notebook == stage)
     fields = stage_params()[stage].model_fields
-    fitted = SETTINGS.get(dataset, {})
     general = {name: value for name, value in fitted.get("*", {}).items() if name in fields}
     return general | fitted.get(short, {}) | dict(by_stage.get(stage, {}))
 

@@ -26,6 +26,7 @@ def run_report(
     root: str = "",
     name: str,
     overrides: Mapping[str, Any],
+    preset: str = "quick",
     device: str = "auto",
     seed: int = 0,
     cell_timeout: int | None = None,
@@ -38,6 +39,7 @@ def run_report(
         root: folder with the publisher's files, for cohorts that need one.
         name: folder under reports/.
         overrides: see `medkd.report.plan.plan`.
+        preset: likewise.
         device: for every stage.
         seed: for every stage.
         cell_timeout: seconds a notebook cell may take; None for no limit.
@@ -55,6 +57,7 @@ def run_report(
         root=root,
         report=name,
         overrides=overrides,
+        preset=preset,
         device=device,
         seed=seed,
     )

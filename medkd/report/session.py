@@ -9,7 +9,7 @@ from medkd.data.cohort import Cohort
 from medkd.paths import reports_dir
 from medkd.report.artifacts import Artifacts
 from medkd.report.style import use_style
-from medkd.stages.context import cohort_of
+from medkd.stages.context import cohort_for
 from medkd.stages.params import StageParams
 
 
@@ -22,7 +22,7 @@ def begin(params: StageParams) -> tuple[Cohort, Artifacts]:
     import torch
 
     use_style()
-    cohort = cohort_of(params.dataset, params.root)
+    cohort = cohort_for(params)
     out = Artifacts(reports_dir() / params.report, f"{params.stage}.{params.dataset}", simulated=cohort.simulated)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
     print(f"medkd {version('medkd')}, torch {torch.__version__}, {device}")

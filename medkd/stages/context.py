@@ -24,22 +24,29 @@ class Context:
     device: torch.device
 
     @classmethod
-    def of(cls, params: StageParams, chain: str = "") -> Context:
-        """Load the cohort; `chain` says which of the two chains the stage belongs to.
+    def of(cls, params: StageParams, *chains: str) -> Context:
+        """Load the cohort; `chains` are those that the stage serves, the first one in the first place.
 
         Raises:
-            ParameterError: the cohort belongs to the other chain.
+            ParameterError: the cohort belongs to another chain.
         """
-        if chain and chain_of(params.dataset) != chain:
+        if chains and chain_of(params.dataset) not in chains:
             needs = {
                 "teacher-student": "a cohort with two modalities",
                 "rare": "a cohort with common and rare classes",
-            }[chain]
+            }[chains[0]]
             raise ParameterError(
                 f'{params.stage} needs {needs}; dataset = "{params.dataset}" is none. '
                 "`medkd data list` shows which cohorts serve which chain"
             )
-        return cls(params, cohort_of(params.dataset, params.root), pick_device(params.device))
+        return cls(params, cohort_for(params), pick_device(params.device))
+
+
+def cohort_for(params: StageParams) -> Cohort:
+    """The cohort that the parameters name, with the modalities that they put into its two slots."""
+    cohort = cohort_of(params.dataset, params.root)
+    slots = {name: getattr(params, name, "") for name in ("main", "second")}
+    return cohort.with_slots(**slots) if any(slots.values()) else cohort
 
 
 @lru_cache(maxsize=4)

@@ -1,14 +1,17 @@
-"""Stage 03: students on the main modality alone: labels only (CE), Hinton's KD, and GMCD."""
+"""Stage 03: students on the main modality alone: labels only (CE), published distillation baselines, and GMCD."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 
 from medkd.evaluation.predict import predict
+from medkd.files import write_table
 from medkd.stages.context import Context, generator_for, seed_for
 from medkd.stages.paired import (
     OptimiserParams,
@@ -17,21 +20,36 @@ from medkd.stages.paired import (
     run_folds,
     save_trained,
     split_of,
+    task_of,
     tensor_rows,
     trained_network,
 )
 from medkd.stages.store import Run, Unit, load_or_make
-from medkd.stages.teacher import TeacherParams, teacher_run
-from medkd.training.distillation import GMCD_TERMS, DistillationStep
+from medkd.stages.teacher import TeacherParams, given_teacher, teacher_run
+from medkd.training.baselines import BASELINES
+from medkd.training.distillation import GMCD_TERMS, METHODS, DistillationStep, Recipe, warn_about_small_classes
 from medkd.training.loop import fit, linear_decay
 
-VERSION = 1
+VERSION = 2
+N_ANCHORS, N_SHOWN = 2, 4  # anchors a class and candidates at each end, in the picture of DSCD's positives
 
-METHOD_FIELDS = {
-    "ce": set(),
-    "kd": {"temperature", "kd_weight"},
+METHOD_FIELDS = {name: {"n_negatives"} if name == "crd" else set() for name in ("ce", *BASELINES)} | {
+    "kd": {"temperature", "kd_weight"}
 }
 """Which of the method parameters a method reads; GMCD reads them all. The others stay out of its run key."""
+
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "no M3LR": {"teacher": {"low_rank_weight": 0.0}},
+    "no momentum views": {"teacher": {"momentum_views": False}},
+    "no selection": {"selection": "all"},
+    "no GKM": {"modulation": "none"},
+    "single teacher": {"n_teachers": 1},
+}
+"""What each ablation of GMCD changes: parameters of this stage, and those of the teacher."""
+
+METHOD_NAMES = {"ce": "CE only", **{name: baseline.title for name, baseline in BASELINES.items()}, "gmcd": "GMCD"}
+METHOD_NAMES |= {name: f"GMCD, {name}" for name in ABLATIONS}
+"""How tables and figures call the students."""
 
 
 class DistillationParams(OptimiserParams):
@@ -40,81 +58,110 @@ class DistillationParams(OptimiserParams):
     stage: ClassVar[str] = "03_distillation"
     upstream: ClassVar[dict] = {"teacher": TeacherParams}
 
-    methods: list[Literal["ce", "kd", "gmcd"]] = Field(
-        ["ce", "kd", "gmcd"], description="students to train", json_schema_extra={"unkeyed": True}
+    methods: list[Literal[METHODS]] = Field(
+        ["ce", "kd", "gmcd"],
+        description="students to train: ce, gmcd, or baselines by name (listed above)",
+        json_schema_extra={"unkeyed": True},
+    )
+    ablations: list[Literal[tuple(ABLATIONS)]] = Field(
+        [], description=f"ablations of GMCD to train: {', '.join(ABLATIONS)}", json_schema_extra={"unkeyed": True}
     )
     temperature: float = Field(1.0, description="softening T of the KL terms", gt=0)
     kd_weight: float = Field(1.0, description="weight a of the KL terms", ge=0)
     contrast_weight: float = Field(0.02, description="weight b of the contrastive terms", ge=0)
-    selection: Literal["hard", "mid", "random", "curriculum"] = Field("hard", description="which positives DSCD keeps")
-    n_positives: int = Field(100, description="candidates of the anchor's class (paper: 300)", ge=2)
+    n_teachers: Literal[1, 2] = Field(2, description="2: fixed teacher and own momentum copy, 1: fixed teacher only")
+    selection: Literal["hard", "mid", "random", "curriculum", "all"] = Field(
+        "hard", description='which positives DSCD keeps: "hard", "mid", "random", "curriculum", or "all"'
+    )
+    n_positives: int = Field(100, description="candidates of the anchor's class, at most (paper: 300)", ge=2)
     n_selected: int = Field(20, description="positives kept, the anchor among them", ge=1)
     n_negatives: int = Field(256, description="negatives an anchor (paper: 1024)", ge=1)
+    modulation: Literal["threshold", "soft", "none"] = Field(
+        "threshold", description='GKM: "threshold" counts agreeing gradients, "soft" sums cosines, "none" is off'
+    )
     modulation_threshold: float = Field(0.1, description="cosine above which two gradients agree (GKM)")
     modulation_momentum: float = Field(0.5, description="momentum of the GKM weights", ge=0, lt=1)
     momentum: float = Field(0.99, description="largest momentum of the student's momentum copy", ge=0, lt=1)
     teacher: dict = Field({}, description="parameters of 02_teacher_training that differ from its defaults")
+    teacher_runs: list[str] = Field(
+        [],
+        description="keys of finished teachers, one a fold; empty: those of `teacher`",
+        json_schema_extra={"unkeyed": True},
+    )
 
 
 def train_students(params: DistillationParams) -> dict[tuple[str, int], Run]:
-    """The finished students by (method, fold); teachers they need are loaded or trained first."""
+    """The finished students by (method or ablation, fold); teachers they need are loaded or trained first."""
     context = Context.of(params, "teacher-student")
     return {
-        (method, fold): student_run(context, method, fold) for fold in run_folds(params) for method in params.methods
+        (method, fold): student_run(context, method, fold)
+        for fold in run_folds(params)
+        for method in (*params.methods, *params.ablations)
     }
 
 
 def student_run(context: Context, method: str, fold: int) -> Run:
-    """One student of one fold."""
-    params = context.params
+    """One student of one fold; `method` is a method or the name of an ablation of GMCD."""
+    if method in ABLATIONS:
+        context = dataclasses.replace(context, params=_ablated(context.params, method))
+    params, name = context.params, "gmcd" if method in ABLATIONS else method
     upstream: list[Run] = []
-    if method != "ce":
-        upstream = [teacher_run(Context.of(params.of("teacher")), "both", fold)]
-    own = {name for name in type(params).model_fields if name not in OptimiserParams.model_fields}
-    unread = own - METHOD_FIELDS[method] if method in METHOD_FIELDS else set()
-    config = {name: value for name, value in params.config().items() if name not in unread} | {
-        "method": method,
-        "fold": fold,
-    }
-    title = f"student {method}, fold {fold}"
-    unit = Unit(params.stage, VERSION, config, context.cohort.fingerprint, upstream, title)
-    return load_or_make(unit, lambda folder: _train(context, method, fold, upstream, folder, title))
+    taught_in: Context | None = None
+    if name != "ce":
+        if params.teacher_runs and method not in ABLATIONS:
+            run, taught_in = given_teacher(params.teacher_runs[min(fold, len(params.teacher_runs) - 1)], context, fold)
+        else:
+            taught_in = Context.of(params.of("teacher"))
+            run = teacher_run(taught_in, "both", fold)
+        upstream = [run]
+    own = {field for field in type(params).model_fields if field not in OptimiserParams.model_fields}
+    unread = own - METHOD_FIELDS[name] if name in METHOD_FIELDS else set()
+    config = {field: value for field, value in params.config().items() if field not in unread}
+    title = f"student {METHOD_NAMES[method]}, fold {fold}"
+    unit = Unit(
+        params.stage, VERSION, config | {"method": name, "fold": fold}, context.cohort.fingerprint, upstream, title
+    )
+    return load_or_make(unit, lambda folder: _train(context, name, fold, upstream, taught_in, folder, title))
 
 
-def _train(context: Context, method: str, fold: int, upstream: list[Run], folder: Path, title: str) -> dict[str, Any]:
+def _ablated(params: DistillationParams, name: str) -> DistillationParams:
+    """The parameters with one thing taken away, of this stage or of its teacher."""
+    changes = ABLATIONS[name]
+    return params.model_copy(update=changes | {"teacher": params.teacher | changes.get("teacher", {})})
+
+
+def _train(
+    context: Context, method: str, fold: int, upstream: list[Run], taught_in: Context | None, folder: Path, title: str
+) -> dict[str, Any]:
     params, cohort, device = context.params, context.cohort, context.device
     split = split_of(context, fold)
+    task = task_of(context, split)
     modalities = inputs_of(context, split)
+    train, validation = tensor_rows(split.train), tensor_rows(split.val)
     student = build_network(context, "main", "student", fold)  # the same start for every method: paired comparison
-    teacher = trained_network(Context.of(params.of("teacher")), upstream[0], "both") if upstream else None
+    groups = torch.from_numpy(cohort.labels) if params.task == "classification" else None
+    fields = [field.name for field in dataclasses.fields(Recipe) if field.name != "method"]
     step = DistillationStep(
         student,
-        teacher,
+        trained_network(taught_in, upstream[0], "both") if upstream else None,
         modalities,
-        torch.from_numpy(cohort.labels),
-        tensor_rows(split.train),
-        tensor_rows(split.val),
-        method=method,
-        temperature=params.temperature,
-        kd_weight=params.kd_weight,
-        contrast_weight=params.contrast_weight,
-        n_positives=params.n_positives,
-        n_selected=params.n_selected,
-        n_negatives=params.n_negatives,
-        selection=params.selection,
-        modulation_threshold=params.modulation_threshold,
-        modulation_momentum=params.modulation_momentum,
-        momentum=params.momentum,
+        task,
+        groups,
+        train,
+        validation,
+        recipe=Recipe(method=method, **{name: getattr(params, name) for name in fields}),
         generator=generator_for(params.seed, "contrast", fold),
         device=device,
         precision=params.precision,
     )
+    if method == "gmcd" and groups is not None:
+        warn_about_small_classes(groups[train], cohort.classes, params.n_positives)
     optimizer = torch.optim.Adam(
         step.parameters(), lr=params.lr, betas=(0.9, 0.999), weight_decay=params.weight_decay, fused=True
     )
     history = fit(
         step,
-        tensor_rows(split.train),
+        train,
         optimizer,
         epochs=params.epochs,
         batch_size=params.batch_size,
@@ -122,10 +169,26 @@ def _train(context: Context, method: str, fold: int, upstream: list[Run], folder
         seed=seed_for(params.seed, "student", fold),
         folder=folder,
         title=title,
-        select="val_auc_macro",
+        select=task.select,
+        ids=cohort.table["id"],
     )
-    found = predict(student, modalities[:1], tensor_rows(split.val), device=device, precision=params.precision)
+    if method == "gmcd":
+        shown = step.positives(_anchors(cohort.labels, split.train), train, N_SHOWN)
+        ids = cohort.table["id"].to_numpy()
+        write_table(
+            folder / "positives.csv",
+            shown.assign(**{name: ids[shown[name].to_numpy(int)] for name in ("anchor", "candidate")}),
+        )
+    found = predict(
+        student, modalities[:1], validation, device=device, precision=params.precision, scores=task.predictions
+    )
     last_weights = {
         name: float(history[f"weight_{name}"].iloc[-1]) for name in GMCD_TERMS if f"weight_{name}" in history
     }
-    return save_trained(folder, cohort, split, student, history, found) | {"last_weights": last_weights}
+    return save_trained(folder, context, split, student, history, found) | {"last_weights": last_weights}
+
+
+def _anchors(labels: np.ndarray, train: np.ndarray) -> torch.Tensor:
+    """The first training rows of every class."""
+    chosen = [train[labels[train] == label][:N_ANCHORS] for label in np.unique(labels[train])]
+    return tensor_rows(np.concatenate(chosen))

@@ -9,7 +9,7 @@ import pandas as pd
 from pydantic import Field
 
 from medkd.data.registry import chain_of
-from medkd.evaluation.comparison import differences, summarise
+from medkd.evaluation.comparison import differences, single_modality_pairs, summarise
 from medkd.evaluation.embedding import umap_embedding
 from medkd.files import write_table
 from medkd.stages import evaluation_paired, evaluation_rare
@@ -23,7 +23,7 @@ from medkd.stages.self_distillation import SelfDistillationParams
 from medkd.stages.store import Run, Unit, load_or_make
 from medkd.stages.teacher import TeacherParams
 
-VERSION = 1
+VERSION = 2
 
 
 class EvaluationParams(PairedParams):
@@ -73,14 +73,15 @@ def _evaluate(context: Context, sources: list[Any], chain: Any, folder: Path) ->
     write_table(folder / "predictions.csv", predictions)
     summary = summarise(predictions, **draws)
     write_table(folder / "summary.csv", summary)
-    write_table(folder / "differences.csv", differences(predictions, chain.REFERENCE, **draws))
+    pairs = single_modality_pairs(predictions)
+    write_table(folder / "differences.csv", differences(predictions, chain.REFERENCE, extra_pairs=pairs, **draws))
     embedded = []
     for method, (rows, values) in features.items():
         coordinates = umap_embedding(values, seed=params.seed)
         frame = cohort.table.iloc[rows][["id", "class", "patient"]].reset_index(drop=True)
         embedded.append(frame.assign(method=method, x=coordinates[:, 0], y=coordinates[:, 1]))
     write_table(folder / "embedding.csv", pd.concat(embedded, ignore_index=True))
-    wanted = summary[summary["metric"].isin(["balanced_accuracy", "auc_macro"])]
+    wanted = summary[summary["metric"].isin(["balanced_accuracy", "auc_macro", "c_index"])]
     return {
         f"{row.method} {row.setting} {row.level} {row.metric}".replace("  ", " "): row.value
         for row in wanted.itertuples()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from medkd.data.registry import chain_of
 from medkd.evaluation.predict import predict
 from medkd.stages.context import Context
-from medkd.stages.distillation import train_students
-from medkd.stages.paired import inputs_of, prediction_table, split_of, tensor_rows, trained_network
+from medkd.stages.distillation import METHOD_NAMES, train_students
+from medkd.stages.paired import inputs_of, prediction_table, split_of, task_of, tensor_rows, trained_network
 from medkd.stages.store import Run
 from medkd.stages.teacher import train_teachers
 
@@ -18,46 +19,65 @@ if TYPE_CHECKING:
     from medkd.stages.evaluation import EvaluationParams
 
 REFERENCE = "teacher"
-METHOD_NAMES = {"both": "teacher", "ce": "CE only", "kd": "KD", "gmcd": "GMCD"}
 
 
-def sources_of(params: EvaluationParams) -> list[tuple[Run, str, str, int, Context]]:
-    """(run, method name, kind of network, fold, context it was made in) of all that the chain compares."""
+class Source(NamedTuple):
+    """A trained network that is compared.
+
+    Attributes:
+        run: where its weights are.
+        method: its name in tables.
+        kind: "both", "main" or "second", what it sees.
+        fold: whose test split it predicts.
+        context: what it was made in.
+    """
+
+    run: Run
+    method: str
+    kind: str
+    fold: int
+    context: Context
+
+
+def sources_of(params: EvaluationParams) -> list[Source]:
+    """All networks that the chain compares, trained first where the store lacks them."""
     students = params.of("distillation")
     teachers = students.of("teacher")
-    made_by, taught_by = Context.of(students), Context.of(teachers)
+    taught_by = Context.of(teachers, "teacher-student", "vector")
+    names = {"both": "teacher", "second": f"{taught_by.cohort.second} only"}
     sources = [
-        (run, METHOD_NAMES.get(kind, ""), kind, fold, taught_by)
-        for (kind, fold), run in train_teachers(teachers).items()
+        Source(run, names[kind], kind, fold, taught_by) for (kind, fold), run in train_teachers(teachers).items()
     ]
+    if chain_of(params.dataset) == "vector":
+        return sources
+    made_by = Context.of(students)
     return sources + [
-        (run, METHOD_NAMES[method], "main", fold, made_by) for (method, fold), run in train_students(students).items()
+        Source(run, METHOD_NAMES[method], "main", fold, made_by)
+        for (method, fold), run in train_students(students).items()
     ]
 
 
 def predict_all(
-    context: Context, sources: list[tuple[Run, str, str, int, Context]]
+    context: Context, sources: list[Source]
 ) -> tuple[pd.DataFrame, dict[str, tuple[np.ndarray, np.ndarray]]]:
     """Test predictions of every run; features of the first fold's test rows by method."""
-    cohort, tables, features = context.cohort, [], {}
-    for run, method, kind, fold, made_in in sources:
-        method = method or f"{cohort.second} only"
-        split = split_of(made_in, fold)
+    tables, features = [], {}
+    for source in sources:
+        made_in, cohort = source.context, source.context.cohort
+        split = split_of(made_in, source.fold)
         modalities = inputs_of(made_in, split)
-        used = {"both": modalities, "main": modalities[:1], "second": modalities[1:]}[kind]
-        head, name = ("logits_fused", "fused") if kind == "both" else ("logits", "features")
         found = predict(
-            trained_network(made_in, run, kind),
-            used,
+            trained_network(made_in, source.run, source.kind),
+            {"both": modalities, "main": modalities[:1], "second": modalities[-1:]}[source.kind],
             tensor_rows(split.test),
             device=made_in.device,
             precision=made_in.params.precision,
-            head=head,
-            features=name,
+            head="logits_fused" if source.kind == "both" else "logits",
+            features="fused" if source.kind == "both" else "features",
+            scores=task_of(made_in, split).predictions,
         )
-        tables.append(
-            prediction_table(cohort, split.test, found.probabilities).assign(method=method, setting="", part=fold)
-        )
-        if fold == 0:
-            features[method] = (split.test, found.features)
+        table = prediction_table(cohort, split.test, found.probabilities, made_in.params.task)
+        tables.append(table.assign(method=source.method, setting="", part=source.fold))
+        if source.fold == 0:
+            features[source.method] = (split.test, found.features)
     return pd.concat(tables, ignore_index=True), features

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -12,38 +13,57 @@ from pydantic import Field
 from torch import nn
 
 from medkd.data.cohort import Cohort
-from medkd.data.folds import Split, split_rows
+from medkd.data.folds import Split, n_splits, split_rows
 from medkd.data.views import GMCD
+from medkd.errors import DataError, ParameterError
 from medkd.evaluation.predict import Prediction
 from medkd.files import write_table, write_tensors
 from medkd.models.device import to_device
-from medkd.models.encoders import build_feature_encoder, build_vector_encoder
-from medkd.models.fusion import BilinearFusion, ConcatFusion
+from medkd.models.encoders import build_feature_encoder, build_vector_encoder, describe_weights
+from medkd.models.fusion import FUSIONS
 from medkd.models.teacher import MultimodalTeacher, SingleModalityNet
 from medkd.stages.context import Context, seed_for
 from medkd.stages.params import StageParams, shared, unkeyed
 from medkd.stages.store import Run
+from medkd.training.frozen import FrozenModality, frozen_features, frozen_head, trunk_width
 from medkd.training.inputs import Modality, modality
+from medkd.training.tasks import Classification, Survival, Task
 
 DIM = 128
 """Length of every branch's feature, as in the paper."""
-
-FUSIONS = {"bilinear": BilinearFusion, "concat": ConcatFusion}
 
 
 class PairedParams(StageParams):
     """Parameters of both teacher-student stages."""
 
+    main: str = shared("", "modality the student sees; empty for the cohort's own (`medkd data info` names them)")
+    second: str = shared("", "modality only the teacher sees; empty for the cohort's own")
+    task: Literal["classification", "survival"] = shared("classification", '"classification" or "survival" (Cox)')
     n_folds: int = shared(5, "folds of the cross-validation, grouped by patient and stratified by class", ge=2)
     folds: int = unkeyed(2, "how many of them to run, from fold 0 on", ge=1)
+    split_file: str = shared("", "CSV of published splits (patient, then train/test a split); empty for n_folds")
     image_size: int = shared(48, "side of the square images, pixels", ge=16)
-    encoder: str = shared("resnet12", 'image encoder: "resnet12", "conv4" or any torchvision classification model')
-    width: float = shared(0.25, "channels of resnet12 relative to the published network", gt=0)
+    encoder: str = shared("resnet12", 'image encoder: "resnet12", "conv4", any torchvision or timm model')
+    width: float = shared(0.25, "channels of resnet12 and conv4 relative to the published network", gt=0)
+    weights: str = shared("", 'start of the image encoder: empty, "imagenet" (medkd[pretrained]) or a file')
+    frozen: bool = shared(False, "keep the image encoder as it is and train on its features, computed once")
+    frozen_views: int = shared(8, "augmented views of each image whose features are kept when frozen", ge=0)
+    frozen_dropout: float = shared(0.5, "dropout on the features of a frozen encoder", ge=0, lt=1)
+    balanced: bool = shared(False, "weigh classes by their inverse frequency in the supervised loss")
     precision: str = shared("auto", '"auto": bfloat16 where the device has it natively; "float32" switches it off')
+
+    @property
+    def select(self) -> str:
+        """The validation number by which epochs are kept."""
+        return (Classification if self.task == "classification" else Survival).select
+
+    def config(self) -> dict[str, Any]:
+        """As `StageParams.config`, with the content of files in place of their paths."""
+        return super().config() | {name: _content(getattr(self, name)) for name in ("split_file", "weights")}
 
 
 class OptimiserParams(PairedParams):
-    """Parameters of a training run on the teacher-student chain (paper: 30 epochs, batch 16)."""
+    """Parameters of a training run on the teacher-student chain (paper: 30 epochs, batch 16, lr 5e-4)."""
 
     epochs: int = Field(9, description="passes over the training rows", ge=1)
     batch_size: int = Field(32, description="images a step", ge=2)
@@ -53,21 +73,55 @@ class OptimiserParams(PairedParams):
 
 def run_folds(params: Any) -> range:
     """The folds to run."""
-    return range(min(params.folds, params.n_folds))
+    return range(min(params.folds, n_splits(params.split_file) if params.split_file else params.n_folds))
+
+
+def kinds_of(cohort: Cohort) -> tuple[str, ...]:
+    """Networks that stage 02 trains on a cohort: the teacher and the second modality alone, or the latter only."""
+    return ("both", "second") if cohort.main else ("second",)
 
 
 def split_of(context: Context, fold: int) -> Split:
-    """Training, validation and test rows of a fold; the same for teacher and student."""
-    params = context.params
-    return split_rows(context.cohort, fold=fold, n_folds=params.n_folds, seed=params.seed)
+    """Training, validation and test rows of a fold; the same for teacher and student.
+
+    For survival, rows without follow-up are left out.
+
+    Raises:
+        ParameterError: survival was asked for, and the cohort has no follow-up.
+    """
+    params, cohort = context.params, context.cohort
+    if params.task == "survival" and not cohort.has_survival:
+        raise ParameterError(
+            f'task = "survival" needs the columns survival_months and event, which {cohort.name} has not; '
+            'use task = "classification" or another cohort'
+        )
+    split = split_rows(cohort, fold=fold, n_folds=params.n_folds, seed=params.seed, split_file=params.split_file)
+    if params.task != "survival":
+        return split
+    known = cohort.table[["survival_months", "event"]].notna().all(axis=1).to_numpy()
+    return Split(*(rows[known[rows]] for rows in (split.train, split.val, split.test)))
+
+
+def task_of(context: Context, split: Split) -> Task:
+    """What is predicted, with what it needs to know of the training rows."""
+    params, cohort, device = context.params, context.cohort, context.device
+    if params.task == "classification":
+        return Classification(cohort.labels, len(cohort.classes), split.train, balanced=params.balanced, device=device)
+    table = cohort.table
+    return Survival(
+        table["survival_months"].to_numpy(float), table["event"].to_numpy(float), split.train, device=device
+    )
 
 
 def inputs_of(context: Context, split: Split) -> list[Modality]:
-    """Main and second modality; vectors are imputed and scaled by the training rows."""
-    cohort, size = context.cohort, context.params.image_size
+    """Main (where the cohort has one) and second modality; vectors are imputed and scaled by the training rows."""
+    cohort, params = context.cohort, context.params
+    names = [name for name in (cohort.main, cohort.second) if name]
     return [
-        modality(cohort, name, size=size, augment=GMCD, train_rows=split.train, device=context.device)
-        for name in (cohort.main, cohort.second)
+        _frozen_modality(context, name)
+        if params.frozen and name in cohort.images
+        else modality(cohort, name, size=params.image_size, augment=GMCD, train_rows=split.train, device=context.device)
+        for name in names
     ]
 
 
@@ -80,64 +134,88 @@ def build_network(context: Context, kind: str, *purpose: object) -> nn.Module:
         purpose: what the weights are seeded for, besides the stage's seed.
     """
     cohort, params = context.cohort, context.params
+    n_outputs = len(cohort.classes) if params.task == "classification" else Survival.n_outputs
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(params.seed, "weights", *purpose))
-        encoders = {
-            name: _encoder(cohort, name, params)
-            for name in ((cohort.main, cohort.second) if kind == "both" else (getattr(cohort, kind),))
-        }
         if kind == "both":
             network = MultimodalTeacher(
-                encoders[cohort.main],
-                encoders[cohort.second],
+                _encoder(cohort, cohort.main, params),
+                _encoder(cohort, cohort.second, params),
                 FUSIONS[params.fusion](DIM, DIM, DIM),
                 DIM,
-                len(cohort.classes),
+                n_outputs,
             )
         else:
-            network = SingleModalityNet(encoders[getattr(cohort, kind)], DIM, len(cohort.classes))
+            network = SingleModalityNet(_encoder(cohort, getattr(cohort, kind), params), DIM, n_outputs)
     return to_device(network, context.device)
 
 
 def trained_network(context: Context, run: Run, kind: str) -> nn.Module:
-    """The network of a finished run, in eval mode."""
+    """The network of a finished run, in eval mode.
+
+    Raises:
+        DataError: if its weights do not fit the modalities and classes of the context.
+    """
     network = build_network(context, kind)
-    network.load_state_dict(run.tensors("model"))
+    try:
+        network.load_state_dict(run.tensors("model"))
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise DataError(
+            f"the weights of run {run.key} do not fit a network on {context.cohort.name} "
+            f"({context.cohort.main or 'no image'}, {context.cohort.second}): {first}; "
+            "use the cohort, modalities, encoder and fusion that it was trained with"
+        ) from None
     return network.eval()
 
 
-def prediction_table(cohort: Cohort, rows: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
-    """One row a sample: id, roi, patient, label and p_0, p_1, ... for the classes."""
-    table = cohort.table.iloc[rows][["id", "roi", "patient", "label"]].reset_index(drop=True)
-    columns = {f"p_{index}": probabilities[:, index] for index in range(probabilities.shape[1])}
-    return pd.concat([table, pd.DataFrame(columns)], axis=1)
+def prediction_table(
+    cohort: Cohort, rows: np.ndarray, predicted: np.ndarray, task: str = "classification"
+) -> pd.DataFrame:
+    """One row a sample: id, roi, patient, then label and p_0, p_1, ... or time, event and risk."""
+    table = cohort.table.iloc[rows].reset_index(drop=True)
+    if task == "survival":
+        named = table[["id", "roi", "patient", "survival_months", "event"]]
+        return named.rename(columns={"survival_months": "time"}).assign(risk=predicted[:, 0])
+    columns = {f"p_{index}": predicted[:, index] for index in range(predicted.shape[1])}
+    return pd.concat([table[["id", "roi", "patient", "label"]], pd.DataFrame(columns)], axis=1)
 
 
 def save_trained(
-    folder: Path, cohort: Cohort, split: Split, network: nn.Module, history: pd.DataFrame, found: Prediction
+    folder: Path, context: Context, split: Split, network: nn.Module, history: pd.DataFrame, found: Prediction
 ) -> dict[str, Any]:
     """Write history, weights, and predictions and features of the validation split; returns the run's metrics.
 
     Args:
         folder: the unit's folder.
-        cohort: whose rows `split` counts.
+        context: whose cohort `split` counts.
         split: of the fold.
         network: with the weights that were kept.
-        history: of `medkd.training.loop.fit`, with `val_auc_macro`, by which the epoch was chosen.
+        history: of `medkd.training.loop.fit`, with validation numbers.
         found: of the validation rows.
     """
+    params, cohort = context.params, context.cohort
     write_table(folder / "history.csv", history)
-    write_table(folder / "validation.csv", prediction_table(cohort, split.val, found.probabilities))
+    write_table(folder / "validation.csv", prediction_table(cohort, split.val, found.probabilities, params.task))
     write_tensors(folder / "features.safetensors", {"validation": torch.from_numpy(found.features)})
     write_tensors(folder / "model.safetensors", network.state_dict())
-    best = history.loc[history["val_auc_macro"].idxmax()]
+    validation = [name for name in history if name.startswith("val_")]
+    best = history.loc[history[params.select].idxmax()]
     return {
         "epoch": int(best["epoch"]),
-        "val_auc_macro": float(best["val_auc_macro"]),
-        "val_balanced_accuracy": float(best["val_balanced_accuracy"]),
+        **{name: float(best[name]) for name in validation},
         "n_train": len(split.train),
         "n_parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "image_weights": image_weights(context),
     }
+
+
+def image_weights(context: Context) -> str:
+    """What the image encoders start from, for tables; "" where no modality is an image."""
+    params, cohort = context.params, context.cohort
+    if not any(name in cohort.images for name in (cohort.main, cohort.second)):
+        return ""
+    return describe_weights(params.encoder, params.weights) + (", frozen" if params.frozen else "")
 
 
 def tensor_rows(rows: np.ndarray) -> torch.Tensor:
@@ -148,4 +226,36 @@ def tensor_rows(rows: np.ndarray) -> torch.Tensor:
 def _encoder(cohort: Cohort, name: str, params: Any) -> nn.Module:
     if name in cohort.vectors:
         return build_vector_encoder(cohort.vectors[name].values.shape[1], dim=DIM)
-    return build_feature_encoder(params.encoder, dim=DIM, width=params.width)
+    if params.frozen:
+        return frozen_head(trunk_width(params.encoder, _width(params)), dim=DIM, dropout=params.frozen_dropout)
+    return build_feature_encoder(params.encoder, dim=DIM, width=_width(params), weights=params.weights)
+
+
+def _frozen_modality(context: Context, name: str) -> FrozenModality:
+    params = context.params
+    features = frozen_features(
+        context.cohort.images[name],
+        params.encoder,
+        params.weights,
+        size=params.image_size,
+        augment=GMCD,
+        n_views=params.frozen_views,
+        seed=params.seed,
+        device=context.device,
+        width=_width(params),
+        precision=params.precision,
+        title=f"{params.encoder} features, {name}",
+    )
+    return FrozenModality(features, context.device)
+
+
+def _width(params: Any) -> float:
+    """The width of the encoders that have one; the published networks of torchvision and timm have not."""
+    return params.width if params.encoder in ("resnet12", "conv4") else 1.0
+
+
+def _content(path: str) -> str:
+    """Digest of a file's content; other words (empty, "imagenet") stay as they are."""
+    if not path or not Path(path).is_file():
+        return path
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import hashlib
 import json
+import string
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ class Run:
         config: the configuration its key was made of.
         metrics: numbers of the run, JSON values.
         upstream: keys of the units it was made from.
+        cohort: fingerprint of the cohort it was made on.
         seconds: wall time of the making.
         made: False if it was found in the store.
     """
@@ -39,6 +42,7 @@ class Run:
     config: dict[str, Any]
     metrics: dict[str, Any]
     upstream: tuple[str, ...]
+    cohort: str
     seconds: float
     made: bool = field(default=False, compare=False)
 
@@ -110,8 +114,15 @@ def load_folder(folder: Path) -> Run | None:
         record["config"],
         record["metrics"],
         tuple(record["upstream"]),
+        record["cohort"],
         record["seconds"],
     )
+
+
+def finished_runs(stage: str, key: str = "") -> list[Run]:
+    """Finished runs of a stage whose key starts with `key`, by key."""
+    folders = sorted((runs_dir() / stage).glob(f"{glob.escape(key)}*")) if set(key) <= set(string.hexdigits) else []
+    return [run for folder in folders if (run := load_folder(folder)) is not None]
 
 
 def load_or_make(unit: Unit, make: Callable[[Path], dict[str, Any]]) -> Run:
@@ -142,9 +153,8 @@ def load_or_make(unit: Unit, make: Callable[[Path], dict[str, Any]]) -> Run:
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S"),
         }
         write_json(unit.folder / "run.json", record)
-    return Run(
-        unit.folder, unit.stage, unit.key, dict(unit.config), metrics, tuple(record["upstream"]), seconds, made=True
-    )
+    found = load_folder(unit.folder)
+    return replace(found, made=True)
 
 
 @contextmanager

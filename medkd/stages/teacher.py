@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 
+from medkd.errors import DataError
 from medkd.evaluation.predict import predict
+from medkd.files import write_table
 from medkd.stages.context import Context, seed_for
 from medkd.stages.paired import (
     OptimiserParams,
     build_network,
     inputs_of,
+    kinds_of,
     run_folds,
     save_trained,
     split_of,
+    task_of,
     tensor_rows,
 )
-from medkd.stages.store import Run, Unit, load_or_make
+from medkd.stages.store import Run, Unit, finished_runs, load_or_make
 from medkd.training.loop import fit, linear_decay
 from medkd.training.supervised import SupervisedStep
-from medkd.training.teacher import TeacherStep
+from medkd.training.teacher import TeacherRecipe, TeacherStep
 
-VERSION = 1
+VERSION = 2
 
 
 class TeacherParams(OptimiserParams):
@@ -32,27 +37,39 @@ class TeacherParams(OptimiserParams):
 
     stage: ClassVar[str] = "02_teacher_training"
 
-    fusion: Literal["bilinear", "concat"] = Field(
-        "bilinear", description='"bilinear" (gated outer product, as in the paper) or "concat"'
+    fusion: Literal["bilinear", "concat", "lmf"] = Field(
+        "bilinear", description='"bilinear" (gated outer product, as in the paper), "concat" or "lmf" (low-rank)'
     )
     low_rank_weight: float = Field(0.1, description="Lambda of the low-rank term (M3LR); 0 leaves it out", ge=0)
     shrinkage: Literal["weighted", "plain"] = Field(
         "weighted", description='"weighted" (as T-SVDNet) or "plain" soft threshold of singular values'
     )
+    n_views: Literal[2, 4, 6, 8] = Field(4, description="views a modality in the low-rank tensor: 2, 4, 6 or 8")
+    momentum_views: bool = Field(True, description="views of the momentum copy in the low-rank tensor")
+    mu: float = Field(1e-5, description="penalty mu of M3LR at the start", gt=0)
+    max_mu: float = Field(1.0, description="ceiling of mu", gt=0)
+    mu_growth: float = Field(1.1, description="factor on mu a step", ge=1)
+    orthogonal: float = Field(0.0, description="weight of the orthogonality of the branches' features; 0: none", ge=0)
     mean_teacher: float = Field(1.0, description="weight of the KL towards the momentum copy; 0 leaves it out", ge=0)
+    n_teachers: Literal[1, 2, 3] = Field(1, description="momentum branches that teach a branch: own, fused, other")
     l1: float = Field(3e-4, description="L1 penalty on a vector encoder's weights", ge=0)
     momentum: float = Field(0.99, description="largest momentum of the momentum copy", ge=0, lt=1)
 
 
-def train_teachers(params: TeacherParams, inputs: tuple[str, ...] = ("both", "second")) -> dict[tuple[str, int], Run]:
+def train_teachers(params: TeacherParams, inputs: tuple[str, ...] = ()) -> dict[tuple[str, int], Run]:
     """The finished runs by (inputs, fold): loaded where they exist, trained where they do not.
 
     Args:
         params: the stage's parameters.
-        inputs: "both" for the teacher, "second" or "main" for a network on one modality.
+        inputs: "both" for the teacher, "second" or "main" for a network on one modality; by default what the cohort
+            has, see `medkd.stages.paired.kinds_of`.
     """
-    context = Context.of(params, "teacher-student")
-    return {(kind, fold): teacher_run(context, kind, fold) for kind in inputs for fold in run_folds(params)}
+    context = Context.of(params, "teacher-student", "vector")
+    return {
+        (kind, fold): teacher_run(context, kind, fold)
+        for kind in inputs or kinds_of(context.cohort)
+        for fold in run_folds(params)
+    }
 
 
 def teacher_run(context: Context, kind: str, fold: int) -> Run:
@@ -63,45 +80,106 @@ def teacher_run(context: Context, kind: str, fold: int) -> Run:
     return load_or_make(unit, lambda folder: _train(context, kind, fold, folder, title))
 
 
+def given_teacher(key: str, context: Context, fold: int) -> tuple[Run, Context]:
+    """A finished teacher by its key (or the first digits of it), if it may teach students of this fold.
+
+    Args:
+        key: of a run of this stage; `reports/runs/02_teacher_training/` holds a folder for each.
+        context: of the students.
+        fold: of the student.
+
+    Returns:
+        The run, and the context that its network is built in.
+
+    Raises:
+        DataError: there is no such run, or it was trained on another cohort, fold or split, or on one modality only.
+    """
+    found = finished_runs(TeacherParams.stage, key)
+    if len(found) != 1:
+        raise DataError(
+            f"{len(found)} finished runs of {TeacherParams.stage} have a key that starts with {key!r}; give the name "
+            f"of one folder in reports/runs/{TeacherParams.stage}/, or leave teacher_runs empty"
+        )
+    run, own = found[0], context.params.config()
+    if run.cohort != context.cohort.fingerprint:
+        raise DataError(
+            f"teacher run {run.key} was trained on another cohort (content {run.cohort}) than {context.cohort.name} "
+            f"(content {context.cohort.fingerprint}); train a teacher on this cohort"
+        )
+    if run.config["inputs"] != "both":
+        raise DataError(f"run {run.key} saw the {run.config['inputs']} modality only; name a multi-modal teacher's run")
+    split = ("seed", "n_folds", "split_file", "task")
+    differs = [f"{name} = {run.config[name]}, not {own[name]}" for name in split if run.config[name] != own[name]]
+    if run.config["fold"] != fold:
+        differs.insert(0, f"fold {run.config['fold']}, not {fold}")
+    if differs:
+        raise DataError(
+            f"teacher run {run.key} belongs to {'; '.join(differs)}, so it may have seen test samples of this student; "
+            "name the run of the same fold and split"
+        )
+    settings = {name: value for name, value in run.config.items() if name in TeacherParams.model_fields}
+    places = {name: getattr(context.params, name) for name in ("root", "device", "split_file", "weights")}
+    return run, Context.of(TeacherParams.checked(settings | places))
+
+
 def _train(context: Context, kind: str, fold: int, folder: Path, title: str) -> dict[str, Any]:
     params, cohort, device = context.params, context.cohort, context.device
     split = split_of(context, fold)
+    task = task_of(context, split)
     network = build_network(context, kind, "teacher", kind, fold)
     modalities = inputs_of(context, split)
-    labels, validation = torch.from_numpy(cohort.labels), tensor_rows(split.val)
+    train, validation = tensor_rows(split.train), tensor_rows(split.val)
     if kind == "both":
         used, head, features = modalities, "logits_fused", "fused"
+        fields = [field.name for field in dataclasses.fields(TeacherRecipe)]
         step = TeacherStep(
             network,
             modalities,
-            labels,
+            task,
             validation,
-            momentum=params.momentum,
-            low_rank_weight=params.low_rank_weight,
-            shrinkage=params.shrinkage,
-            mean_teacher=params.mean_teacher,
-            l1=params.l1 if cohort.second in cohort.vectors else 0.0,
+            vectors=[slot for slot in ("main", "second") if getattr(cohort, slot) in cohort.vectors],
+            recipe=TeacherRecipe(**{name: getattr(params, name) for name in fields}),
             device=device,
             precision=params.precision,
         )
     else:
-        used, head, features = [modalities[0 if kind == "main" else 1]], "logits", "features"
-        step = SupervisedStep(network, used[0], labels, validation, device=device, precision=params.precision)
+        used, head, features = [modalities[0 if kind == "main" else -1]], "logits", "features"
+        step = SupervisedStep(
+            network,
+            used[0],
+            task,
+            validation,
+            penalised=list(network.encoder.parameters()) if getattr(cohort, kind) in cohort.vectors else (),
+            l1=params.l1,
+            device=device,
+            precision=params.precision,
+        )
     optimizer = torch.optim.Adam(
         network.parameters(), lr=params.lr, betas=(0.5, 0.999), weight_decay=params.weight_decay, fused=True
     )
-    seed = seed_for(params.seed, "teacher", kind, fold)
     history = fit(
         step,
-        tensor_rows(split.train),
+        train,
         optimizer,
         epochs=params.epochs,
         batch_size=params.batch_size,
         schedule=linear_decay,
-        seed=seed,
+        seed=seed_for(params.seed, "teacher", kind, fold),
         folder=folder,
         title=title,
-        select="val_auc_macro",
+        select=task.select,
+        ids=cohort.table["id"],
     )
-    found = predict(network, used, validation, device=device, precision=params.precision, head=head, features=features)
-    return save_trained(folder, cohort, split, network, history, found)
+    if kind == "both":
+        write_table(folder / "spectrum.csv", step.spectrum(train[: params.batch_size]))
+    found = predict(
+        network,
+        used,
+        validation,
+        device=device,
+        precision=params.precision,
+        head=head,
+        features=features,
+        scores=task.predictions,
+    )
+    return save_trained(folder, context, split, network, history, found)

@@ -2,45 +2,89 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from medkd.errors import ParameterError
 from medkd.evaluation.predict import predict
-from medkd.losses.distillation import distillation_loss
 from medkd.losses.memory import ContrastiveDistillation, ContrastSampler
 from medkd.losses.modulation import GradientModulation
 from medkd.models.device import autocast
+from medkd.models.maps import MapTap
 from medkd.models.momentum import MomentumCopy, warmup_momentum
-from medkd.models.teacher import MultimodalTeacher, SingleModalityNet
+from medkd.models.teacher import MultimodalTeacher, Output, SingleModalityNet
+from medkd.training.baselines import BASELINES, Batch, build_baseline
 from medkd.training.inputs import Modality
-from medkd.training.validation import validation_numbers
+from medkd.training.tasks import Task
 
 GMCD_TERMS = ("kd_teacher", "kd_momentum", "contrast_teacher", "contrast_momentum")
+METHODS = ("ce", *BASELINES, "gmcd")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a student learns from beside the labels; the defaults are GMCD's.
+
+    Attributes:
+        method: "ce" (labels only), a key of `medkd.training.baselines.BASELINES`, or "gmcd".
+        temperature: softening of the KL terms. kd_weight, contrast_weight: a and b of the paper.
+        n_teachers: 2 for the fixed teacher and the student's momentum copy, 1 for the fixed teacher alone.
+        selection: which positives DSCD keeps, see `medkd.losses.memory`; "all" keeps every candidate.
+        n_positives, n_selected, n_negatives: candidates of the anchor's class (at most), those kept, and negatives.
+        modulation: "threshold" counts gradients whose cosine is above `modulation_threshold`, "soft" sums cosines,
+            "none" weighs every term 1.
+        modulation_momentum: momentum of the weights.
+        momentum: largest momentum of the student's copy.
+    """
+
+    method: str = "gmcd"
+    temperature: float = 1.0
+    kd_weight: float = 1.0
+    contrast_weight: float = 0.02
+    n_teachers: int = 2
+    selection: str = "hard"
+    n_positives: int = 300
+    n_selected: int = 20
+    n_negatives: int = 1024
+    modulation: str = "threshold"
+    modulation_threshold: float = 0.1
+    modulation_momentum: float = 0.5
+    momentum: float = 0.99
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ParameterError(f'method "{self.method}" is unknown; known are {", ".join(METHODS)}')
+        if self.n_selected > self.n_positives:
+            raise ParameterError(
+                f"n_selected = {self.n_selected} positives cannot be kept of n_positives = {self.n_positives} "
+                "candidates; lower n_selected or raise n_positives"
+            )
 
 
 class DistillationStep:
-    r"""One step of the student: cross-entropy, and what `method` adds to it.
+    r"""One step of the student: the supervised loss, and what the recipe's method adds to it.
 
-    `"ce"` adds nothing; `"kd"` adds Hinton's KL towards the teacher; `"gmcd"` adds KL and contrastive distillation
-    (DSCD), each towards the fixed teacher and towards the student's momentum copy, weighted by how far their
-    gradients at the student's feature agree (GKM): :math:`L = CE + \sum_j \lambda_j L_j`.
+    GMCD adds KL and contrastive distillation (DSCD), each towards the fixed teacher and towards the student's momentum
+    copy, weighted by how far their gradients at the student's feature agree (GKM):
+    :math:`L = CE + \sum_j \lambda_j L_j`.
+    For survival the KL becomes the squared difference of risks, and the anchor is its own only positive.
 
     Args:
         student: single-modality network.
-        teacher: trained teacher, frozen and in eval mode; None for `"ce"`.
+        teacher: trained teacher, frozen and in eval mode; None for "ce".
         inputs: main and second modality (the student only ever sees the main one).
-        labels: class of every row of the cohort, shape (n,).
+        task: what is predicted.
+        groups: class of every row of the cohort, from which positives and negatives are drawn, shape (n,); None where
+            there are no classes (survival).
         train_rows: rows that will be trained on; the memory banks hold one slot for each.
         validation_rows: rows for the numbers logged after each epoch.
-        method: "ce", "kd" or "gmcd".
-        temperature: softening of the KL terms. kd_weight, contrast_weight: a and b of the paper.
-        n_positives, n_selected, n_negatives: candidates of the anchor's class, those DSCD keeps, and negatives.
-        selection: how DSCD picks positives, see `medkd.losses.memory`.
-        modulation_threshold: GKM counts a gradient as agreeing above this cosine. modulation_momentum: of its weights.
-        momentum: largest momentum of the student's copy.
+        recipe: method and its settings.
         generator: seeds banks and heads.
         device, precision: where and in which precision the networks run.
 
@@ -53,59 +97,79 @@ class DistillationStep:
         student: SingleModalityNet,
         teacher: MultimodalTeacher | None,
         inputs: Sequence[Modality],
-        labels: Tensor,
+        task: Task,
+        groups: Tensor | None,
         train_rows: Tensor,
         validation_rows: Tensor,
         *,
-        method: str,
-        temperature: float,
-        kd_weight: float,
-        contrast_weight: float,
-        n_positives: int,
-        n_selected: int,
-        n_negatives: int,
-        selection: str,
-        modulation_threshold: float,
-        modulation_momentum: float,
-        momentum: float,
+        recipe: Recipe,
         generator: torch.Generator,
         device: torch.device,
         precision: str,
     ) -> None:
-        self.student, self.teacher, self.inputs = student, teacher, inputs
-        self.device, self.precision, self.method = device, precision, method
-        self.labels, self.validation_rows = labels.to(device), validation_rows
-        self.temperature, self.kd_weight, self.contrast_weight = temperature, kd_weight, contrast_weight
-        self.selection, self.n_selected, self.n_positives, self.momentum = selection, n_selected, n_positives, momentum
+        self.student, self.teacher, self.inputs, self.task, self.recipe = student, teacher, inputs, task, recipe
+        self.device, self.precision, self.validation_rows = device, precision, validation_rows
         self.modules = nn.ModuleDict({"student": student})
         self.modules.register_buffer("n_steps", torch.zeros((), dtype=torch.long))
+        self.learned = list(student.parameters())
+        self.taps: list[MapTap] = []
         if teacher is not None:
             teacher.eval().requires_grad_(False)
-        if method != "gmcd":
-            return
-        dim = student.classifier.in_features
-        self.copy = MomentumCopy(student)
-        memory = {"embed_dim": dim, "generator": generator}
+        n_rows = int(max(train_rows.max(), validation_rows.max())) + 1
+        self.slot = torch.full((n_rows,), -1, dtype=torch.long, device=device)  # row of the cohort -> of the banks
+        self.slot[train_rows.to(device)] = torch.arange(len(train_rows), device=device)
+        known = None if groups is None else groups[train_rows].to(device)
+        if recipe.method == "gmcd":
+            self._prepare_gmcd(known, train_rows, generator)
+        elif recipe.method not in ("ce", "kd"):
+            self._prepare_baseline(known, train_rows, generator)
+
+    def _prepare_gmcd(self, known: Tensor | None, train_rows: Tensor, generator: torch.Generator) -> None:
+        recipe, dim = self.recipe, self.student.classifier.in_features
+        self.terms = GMCD_TERMS if recipe.n_teachers == 2 else GMCD_TERMS[::2]
+        targets = ("teacher", "momentum")[: recipe.n_teachers]
+        self.copy = MomentumCopy(self.student)
         self.contrast = nn.ModuleDict(
             {
-                name: ContrastiveDistillation(len(train_rows), dim, dim, **memory).to(device)
-                for name in ("teacher", "momentum")
+                name: ContrastiveDistillation(len(train_rows), dim, dim, embed_dim=dim, generator=generator)
+                for name in targets
             }
-        )
-        self.modulation = GradientModulation(momentum=modulation_momentum, threshold=modulation_threshold).to(device)
-        self.sampler = ContrastSampler(
-            self.labels[train_rows.to(device)], n_positives=n_positives, n_negatives=n_negatives
-        )
-        self.slot = torch.full(
-            (len(labels),), -1, dtype=torch.long, device=device
-        )  # row of the cohort -> row of the banks
-        self.slot[train_rows.to(device)] = torch.arange(len(train_rows), device=device)
-        self.modules.update({"copy": self.copy, "contrast": self.contrast, "modulation": self.modulation})
+        ).to(self.device)
+        self.modules.update({"copy": self.copy, "contrast": self.contrast})
+        self.learned += list(self.contrast.parameters())
+        self.modulation: GradientModulation | None = None
+        if recipe.modulation != "none":
+            threshold = recipe.modulation_threshold if recipe.modulation == "threshold" else None
+            self.modulation = GradientModulation(momentum=recipe.modulation_momentum, threshold=threshold)
+            self.modules["modulation"] = self.modulation.to(self.device)
+        if known is None:  # no classes: the anchor is its own only positive
+            known, self.n_positives, exact = torch.zeros(len(train_rows), dtype=torch.long, device=self.device), 1, True
+        else:
+            largest = int(known.unique(return_counts=True)[1].max())
+            self.n_positives, exact = min(recipe.n_positives, largest), False
+        self.sampler = ContrastSampler(known, n_positives=self.n_positives, n_negatives=recipe.n_negatives, exact=exact)
+        self.pick = {
+            "n_positives": self.n_positives,
+            "selection": None if exact or recipe.selection == "all" else recipe.selection,
+            "n_selected": recipe.n_selected,
+        }
+
+    def _prepare_baseline(self, known: Tensor | None, train_rows: Tensor, generator: torch.Generator) -> None:
+        method = self.recipe.method
+        known = torch.zeros(len(train_rows), dtype=torch.long, device=self.device) if known is None else known
+        dim = self.student.classifier.in_features
+        self.baseline = build_baseline(
+            method, dim=dim, labels=known, n_negatives=self.recipe.n_negatives, generator=generator
+        ).to(self.device)
+        self.modules["baseline"] = self.baseline
+        self.learned += list(self.baseline.parameters())
+        if BASELINES[method].maps:
+            example = self.inputs[0].plain(train_rows[:1])
+            self.taps = [MapTap(network, example) for network in (self.student.encoder, self.teacher.main.encoder)]
 
     def parameters(self) -> list[nn.Parameter]:
-        """What the optimiser moves: the student, and for GMCD the embedding heads of the contrast."""
-        learned = list(self.student.parameters())
-        return learned + list(self.contrast.parameters()) if self.method == "gmcd" else learned
+        """What the optimiser moves: the student, and the heads or regressors of its method."""
+        return self.learned
 
     def start(self, generator: torch.Generator) -> None:
         """Keep the generator that draws views and contrast rows."""
@@ -119,47 +183,130 @@ class DistillationStep:
             features = self.student.encoder(view)
         features = features.float()  # float32 from here on: GKM compares gradients at this tensor
         logits = self.student.classifier(features)
-        terms: dict[str, Tensor] = {"ce": F.cross_entropy(logits, self.labels[rows.to(self.device)])}
-        if self.method == "ce":
+        terms: dict[str, Tensor] = {"ce": self.task.loss(logits, rows)}
+        if self.recipe.method == "ce":
             return terms["ce"], terms
         with torch.no_grad(), autocast(self.device, self.precision):
             taught = self.teacher(view, second.plain(rows))
-        terms["kd_teacher"] = self.kd_weight * distillation_loss(
-            logits, taught.logits_fused.float(), temperature=self.temperature
-        )
-        if self.method == "kd":
-            return terms["ce"] + terms["kd_teacher"], terms
-        with torch.no_grad(), autocast(self.device, self.precision):
-            own = self.copy(main.augmented(rows, self.generator))
-        terms["kd_momentum"] = self.kd_weight * distillation_loss(
-            logits, own.logits.float(), temperature=self.temperature
-        )
+        if self.recipe.method in ("kd", "gmcd"):
+            matched = self.task.match(logits, taught.logits_fused, self.recipe.temperature)
+            terms["kd_teacher"] = self.recipe.kd_weight * matched
         slots = self.slot[rows.to(self.device)]
+        if self.recipe.method == "gmcd":
+            return self._gmcd(rows, slots, features, logits, taught.fused, terms, progress)
+        if self.recipe.method != "kd":
+            maps = [tap.last for tap in self.taps] or [None, None]
+            batch = Batch(Output(features, logits), taught, *maps, slots, self.generator)
+            terms[self.recipe.method] = BASELINES[self.recipe.method].weight * self.baseline(batch)
+        return sum(terms.values()), terms
+
+    def _gmcd(
+        self,
+        rows: Tensor,
+        slots: Tensor,
+        features: Tensor,
+        logits: Tensor,
+        fused: Tensor,
+        terms: dict[str, Tensor],
+        progress: float,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        targets = {"teacher": fused}
+        if self.recipe.n_teachers == 2:
+            with torch.no_grad(), autocast(self.device, self.precision):
+                own = self.copy(self.inputs[0].augmented(rows, self.generator))
+            terms["kd_momentum"] = self.recipe.kd_weight * self.task.match(logits, own.logits, self.recipe.temperature)
+            targets["momentum"] = own.features
         candidates = self.sampler(slots, self.generator)
-        pick = {
-            "n_positives": self.n_positives,
-            "selection": self.selection,
-            "n_selected": self.n_selected,
-            "progress": progress,
-        }
-        for name, target in (("teacher", taught.fused), ("momentum", own.features)):
-            terms[f"contrast_{name}"] = self.contrast_weight * self.contrast[name](
-                features, target.float(), slots, candidates, **pick
-            )
-        losses = [terms[name] for name in GMCD_TERMS]
-        weights = self.modulation(losses, terms["ce"], features)
+        for name, target in targets.items():
+            contrast = self.contrast[name](features, target.float(), slots, candidates, progress=progress, **self.pick)
+            terms[f"contrast_{name}"] = self.recipe.contrast_weight * contrast
+        losses = [terms[name] for name in self.terms]
+        weights = (
+            torch.ones(len(losses), device=self.device)
+            if self.modulation is None
+            else self.modulation(losses, terms["ce"], features)
+        )
         total = terms["ce"] + sum(weight * loss for weight, loss in zip(weights, losses, strict=True))
-        return total, terms | {f"weight_{name}": weight for name, weight in zip(GMCD_TERMS, weights, strict=True)}
+        return total, terms | {f"weight_{name}": weight for name, weight in zip(self.terms, weights, strict=True)}
 
     def after_step(self) -> None:
         """Move the student's momentum copy; its first move copies the student."""
-        if self.method == "gmcd":
-            self.copy.update(self.student, warmup_momentum(int(self.modules.n_steps), self.momentum))
+        if self.recipe.method == "gmcd":
+            self.copy.update(self.student, warmup_momentum(int(self.modules.n_steps), self.recipe.momentum))
             self.modules.n_steps += 1
 
     def validate(self) -> dict[str, float]:
-        """Balanced accuracy and macro AUC of the student on the validation rows."""
+        """The task's numbers of the student on the validation rows."""
         found = predict(
-            self.student, self.inputs[:1], self.validation_rows, device=self.device, precision=self.precision
+            self.student,
+            self.inputs[:1],
+            self.validation_rows,
+            device=self.device,
+            precision=self.precision,
+            scores=self.task.predictions,
         )
-        return validation_numbers(self.labels[self.validation_rows.to(self.device)], found.probabilities)
+        return self.task.numbers(self.validation_rows, found.probabilities)
+
+    @torch.no_grad()
+    def positives(self, anchors: Tensor, train_rows: Tensor, n_shown: int) -> pd.DataFrame:
+        """Which positives the fixed teacher's contrast would keep for these anchors, for a picture.
+
+        Args:
+            anchors: rows of the cohort, shape (n,), all of them training rows.
+            train_rows: as given at the start.
+            n_shown: of the candidates with the largest and with the smallest discrepancy, each.
+
+        Returns:
+            One row an anchor and candidate: `anchor`, `candidate` (rows of the cohort), `rank` (0: largest
+            discrepancy), `discrepancy`; empty for other methods than GMCD and where there are no classes.
+        """
+        if self.recipe.method != "gmcd" or self.sampler.exact:
+            return pd.DataFrame(columns=["anchor", "candidate", "rank", "discrepancy"])
+        was_training = self.student.training
+        self.student.eval()
+        main, second = self.inputs
+        with autocast(self.device, self.precision):
+            view = main.plain(anchors)
+            features, fused = (
+                self.student.encoder(view).float(),
+                self.teacher(view, second.plain(anchors)).fused.float(),
+            )
+        self.student.train(was_training)
+        slots = self.slot[anchors.to(self.device)]
+        candidates = self.sampler(slots, torch.Generator().manual_seed(0))[:, 1 : self.n_positives]
+        found = self.contrast["teacher"].discrepancy(features, fused, candidates).cpu().numpy()
+        tables = []
+        for row, values, columns in zip(anchors.tolist(), found, candidates.cpu().numpy(), strict=True):
+            columns, first = np.unique(columns, return_index=True)  # a small class repeats its rows
+            order = np.argsort(-values[first], kind="stable")
+            ends = sorted({*range(min(n_shown, len(order))), *range(max(len(order) - n_shown, 0), len(order))})
+            chosen = order[ends]
+            tables.append(
+                pd.DataFrame(
+                    {
+                        "anchor": row,
+                        "candidate": train_rows.numpy()[columns[chosen]],
+                        "rank": ends,
+                        "discrepancy": values[first][chosen],
+                    }
+                )
+            )
+        return pd.concat(tables, ignore_index=True)
+
+
+def warn_about_small_classes(groups: Tensor, classes: Sequence[str], n_positives: int) -> None:
+    """One sentence where classes have fewer training samples than positives were asked for.
+
+    Args:
+        groups: class of each training row, shape (n,).
+        classes: names.
+        n_positives: candidates asked for.
+    """
+    counts = torch.bincount(groups, minlength=len(classes)).tolist()
+    small = [f"{name} ({count})" for name, count in zip(classes, counts, strict=True) if 0 < count < n_positives]
+    if small:
+        warnings.warn(
+            f"fewer training samples than n_positives = {n_positives} in {', '.join(small)}: all of them are "
+            "candidates, some repeatedly; lower n_positives to silence this",
+            stacklevel=2,
+        )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -72,6 +73,7 @@ def fit(
     folder: Path,
     title: str,
     select: str = "",
+    ids: Sequence[str] | None = None,
     checkpoint_seconds: float = 60.0,
 ) -> pd.DataFrame:
     """Train `step` on `rows`; an interrupted call goes on from its last checkpoint in `folder`.
@@ -89,13 +91,16 @@ def fit(
         folder: where checkpoints lie while the run is not finished.
         title: name on the progress bar.
         select: name of a validation number; the weights of the epoch where it is largest come back. "" keeps the last.
-        checkpoint_seconds: least time between two checkpoints, which are written between epochs.
+        ids: id of every row of the cohort, for error messages; None for row numbers.
+        checkpoint_seconds: least time between two checkpoints, which are written between epochs; the first epoch is
+            followed by one at once.
 
     Returns:
         History: one row an epoch with epoch, lr, seconds, the mean of every logged number, and validation numbers.
 
     Raises:
-        TrainingError: the loss is not finite, or there are fewer rows than `batch_size`.
+        TrainingError: the loss is not finite (names step, terms and batch; the last checkpoint, written while all was
+            finite, is kept), or there are fewer rows than `batch_size`.
     """
     if len(rows) < batch_size:
         raise TrainingError(
@@ -113,12 +118,15 @@ def fit(
         if resumed:
             history, best = resumed
         bar = tqdm(total=epochs, initial=len(history), desc=title, unit="epoch", mininterval=1.0)
-        last_saved = time.monotonic()
+        last_saved = time.monotonic() if history else -math.inf
         for epoch in range(len(history), epochs):
             start = time.monotonic()
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * schedule(epoch, epochs)
-            logged = _epoch(step, rows, optimizer, generator, batch_size, epoch / epochs, f"{title}, epoch {epoch + 1}")
+            try:
+                logged = _epoch(step, rows, optimizer, generator, batch_size, epoch / epochs)
+            except _NotFinite as found:
+                raise TrainingError(_explain(found, title, epoch, ids, folder)) from None
             record = {"epoch": epoch + 1, "lr": optimizer.param_groups[0]["lr"], **logged, **step.validate()}
             record["seconds"] = round(time.monotonic() - start, 3)
             if select and (not history or record[select] > max(row[select] for row in history)):
@@ -144,21 +152,19 @@ def _epoch(
     generator: torch.Generator,
     batch_size: int,
     progress: float,
-    title: str,
 ) -> dict[str, float]:
-    """One pass; returns the mean of each logged number."""
+    """One pass; returns the mean of each logged number.
+
+    Raises:
+        _NotFinite: at the first step whose loss is not finite.
+    """
     step.modules.train()
     sums: dict[str, Tensor] = {}
+    watch = _Watch(step.device)
     n_steps = 0
     for batch in _batches(rows, batch_size, generator):
         loss, logged = step.loss(batch, progress)
-        # On a GPU looking at the loss waits for the device, so it is looked at every 50 steps there.
-        if (step.device.type == "cpu" or n_steps % 50 == 0) and not torch.isfinite(loss):
-            terms = ", ".join(f"{name} {float(torch.as_tensor(value).detach()):.4g}" for name, value in logged.items())
-            raise TrainingError(
-                f"{title}, step {n_steps + 1}: the loss is not finite ({terms}; rows {batch.tolist()}); "
-                'lower the learning rate or set precision="float32"'
-            )
+        watch.look(loss, logged, batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -167,7 +173,55 @@ def _epoch(
         for name, value in {"loss": loss, **logged}.items():
             value = torch.as_tensor(value, dtype=torch.float32).detach()
             sums[name] = sums[name] + value if name in sums else value
+    watch.check()
     return {name: float(total) / n_steps for name, total in sums.items()}
+
+
+class _NotFinite(Exception):
+    """Step number in the epoch (from 0), terms of the loss, and rows of the batch."""
+
+
+class _Watch:
+    """Stops an epoch at a loss that is not finite.
+
+    On a GPU looking at a number waits for the device, so there the first bad step is remembered on the device and
+    looked at every 50 steps and at the end of the epoch, before a checkpoint can be written.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.every = 1 if device.type == "cpu" else 50
+        self.bad: Tensor | None = None
+        self.terms: dict[str, Tensor] = {}
+        self.batches: list[Tensor] = []
+
+    def look(self, loss: Tensor, logged: dict[str, Tensor | float], batch: Tensor) -> None:
+        step = len(self.batches)
+        self.batches.append(batch)
+        found = torch.where(torch.isfinite(loss.detach()), -1, step)
+        newly = (found >= 0) if self.bad is None else (found >= 0) & (self.bad < 0)
+        self.bad = found if self.bad is None else torch.where(newly, found, self.bad)
+        for name, value in logged.items():
+            value = torch.as_tensor(value, dtype=torch.float32, device=loss.device).detach()
+            self.terms[name] = torch.where(newly, value, self.terms[name]) if name in self.terms else value
+        if (step + 1) % self.every == 0:
+            self.check()
+
+    def check(self) -> None:
+        """Look at the device; raises `_NotFinite`."""
+        if self.bad is not None and (step := int(self.bad)) >= 0:
+            raise _NotFinite(step, {name: float(value) for name, value in self.terms.items()}, self.batches[step])
+
+
+def _explain(found: _NotFinite, title: str, epoch: int, ids: Sequence[str] | None, folder: Path) -> str:
+    step, terms, batch = found.args
+    named = [str(row) if ids is None else str(ids[row]) for row in batch.tolist()]
+    kept = "the checkpoint of the last good epoch is kept; " if (folder / "checkpoint.json").exists() else ""
+    return (
+        f"{title}, epoch {epoch + 1}, step {step + 1}: the loss is not finite "
+        f"({', '.join(f'{name} {value:.4g}' for name, value in terms.items())}; "
+        f"{'rows' if ids is None else 'ids'} {', '.join(named)}); {kept}"
+        'lower the learning rate or set precision="float32"'
+    )
 
 
 def _batches(rows: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:

@@ -32,6 +32,8 @@ MILK_ROWS = [
     ("IL_2", "MAL_OTH", "ISIC_20", "ISIC_21"),
     ("IL_4", "NV", "ISIC_48", "ISIC_40"),
 ]
+# patient, grade; one without a grade, ids out of order on purpose
+TCGA_ROWS = [("T-5", 4), ("T-1", 2), ("T-2", 3), ("T-4", None), ("T-3", 2)]
 
 
 def write_jpeg(path: Path, grey: int, size: tuple[int, int] = (12, 8)) -> None:
@@ -74,6 +76,25 @@ def milk_folder(tmp_path):
     lesions, names = [row[0] for row in MILK_ROWS], [row[1] for row in MILK_ROWS]
     truth = one_hot(lesions, names, "lesion_id", MILK_COLUMNS)
     truth.to_csv(root / "MILK10k_Training_GroundTruth.csv", index=False)
+    return root
+
+
+@pytest.fixture
+def tcga_folder(tmp_path):
+    """Five patients with two mutations, one copy number and two expressions; a value is ten times the patient's number
+    plus its column's, and the two tables are in different orders.
+    """
+    root = tmp_path / "tcga"
+    root.mkdir()
+    patients = pd.DataFrame(TCGA_ROWS, columns=["patient_id", "grade"])
+    numbers = patients["patient_id"].str[2:].astype(int)
+    patients["survival_months"], patients["event"] = 1.5 * numbers, numbers % 2
+    patients = patients.assign(age_years=50.0, sex="female", histology="astrocytoma", idh_codel_subtype="IDHwt")
+    patients.to_csv(root / "patients.csv", index=False)
+    columns = ["A_mut", "B_mut", "A_cnv", "A_rnaseq", "C_rnaseq"]
+    genomics = pd.DataFrame({column: 10 * numbers + i for i, column in enumerate(columns)})
+    genomics.insert(0, "patient_id", patients["patient_id"])
+    genomics.iloc[::-1].to_csv(root / "genomics.csv.gz", index=False)
     return root
 
 

@@ -1,7 +1,9 @@
 import numpy as np
+import pandas as pd
 import pytest
 
-from medkd.data.folds import Split, check_disjoint, split_rows
+from medkd.data import tcga_gbmlgg
+from medkd.data.folds import Split, check_disjoint, n_splits, split_rows
 from medkd.errors import DataError, ParameterError
 
 
@@ -99,3 +101,136 @@ def test_check_disjoint_names_parts_and_lesions_that_leak(make_cohort):
         check_disjoint(cohort, Split(np.array([0, 1]), np.array([2, 3, 4]), np.array([5])))
     with pytest.raises(DataError, match="lesions p, q have samples in both train and test"):
         check_disjoint(cohort, Split(np.array([0, 2]), np.array([4, 5]), np.array([1, 3])))
+
+
+# ---- published splits
+
+
+@pytest.fixture
+def write_splits(tmp_path, cohort):
+    """A function: words of the 40 lesions for each split (a string of letters or a list) -> path of the file.
+
+    In a string t is train, v val, x test and a dot no word.
+    """
+
+    def write(column="patient_id", patients=None, **splits):
+        words = {"t": "train", "v": "val", "x": "test", ".": ""}
+        table = {column: patients or [f"L{lesion:02d}" for lesion in range(40)]}
+        table |= {name: [words.get(word, word) for word in split] for name, split in splits.items()}
+        pd.DataFrame(table).to_csv(tmp_path / "splits.csv", index=False)
+        return str(tmp_path / "splits.csv")
+
+    return write
+
+
+def lesions_of(cohort, rows):
+    return sorted({int(group[1:]) for group in cohort.groups[rows]})
+
+
+def test_published_test_lesions_are_tested_and_validation_is_cut_out_of_the_others(cohort, write_splits):
+    path = write_splits(one="t" * 30 + "x" * 10, two="x" * 10 + "t" * 30)
+    assert n_splits(path) == 2
+    for fold, tested in ((0, range(30, 40)), (1, range(10))):
+        split = split_rows(cohort, fold=fold, split_file=path, n_folds=99)  # n_folds says nothing here
+        assert lesions_of(cohort, split.test) == list(tested)
+        check_disjoint(cohort, split)
+        assert sorted(np.concatenate([split.train, split.val, split.test])) == list(range(len(cohort)))
+        assert len(split.val) / (len(split.val) + len(split.train)) == pytest.approx(0.2, abs=0.06)
+        for part in (split.train, split.val, split.test):
+            assert part.dtype == np.int64 and (np.diff(part) > 0).all()
+            assert set(cohort.labels[part]) == {0, 1}
+
+
+def test_val_is_the_test_part_of_a_split_that_never_says_test(cohort, write_splits):
+    path = write_splits(fold_0="v" * 8 + "t" * 32)
+    assert lesions_of(cohort, split_rows(cohort, fold=0, split_file=path).test) == list(range(8))
+
+
+def test_a_split_that_says_all_three_keeps_its_own_validation_part(cohort, write_splits):
+    path = write_splits(only_two="t" * 20 + "v" * 20, all_three="t" * 20 + "v" * 12 + "x" * 8)
+    split = split_rows(cohort, fold=1, split_file=path, val_fraction=0.5)
+    parts = [lesions_of(cohort, part) for part in (split.train, split.val, split.test)]
+    assert parts == [list(range(20)), list(range(20, 32)), list(range(32, 40))]
+
+
+def test_case_and_spelling_of_the_words_do_not_matter(cohort, write_splits):
+    words = ["Train"] * 20 + ["VALIDATION "] * 12 + ["TEST"] * 8
+    split = split_rows(cohort, fold=0, split_file=write_splits(one=words))
+    assert lesions_of(cohort, split.val) == list(range(20, 32))
+    assert lesions_of(cohort, split.test) == list(range(32, 40))
+
+
+@pytest.mark.parametrize("column", ["patient_id", "patient", "lesion_id", "case"])
+def test_rows_of_lesions_that_are_not_named_or_left_empty_are_in_no_part(cohort, write_splits, column):
+    named = [f"L{lesion:02d}" for lesion in range(30)] + ["L99"]
+    split = split_rows(cohort, fold=0, split_file=write_splits(column, named, one="." * 5 + "x" * 5 + "t" * 21))
+    used = np.concatenate([split.train, split.val, split.test])
+    assert lesions_of(cohort, used) == list(range(5, 30))
+    assert lesions_of(cohort, split.test) == list(range(5, 10))
+
+
+def test_a_file_may_have_several_lines_of_a_lesion_if_they_agree(cohort, write_splits):
+    lesions = [f"L{lesion:02d}" for lesion in range(40)]
+    path = write_splits(patients=lesions + lesions[:2], one="t" * 30 + "x" * 10 + "tt")
+    assert lesions_of(cohort, split_rows(cohort, fold=0, split_file=path).test) == list(range(30, 40))
+    path = write_splits(patients=lesions + lesions[:2], one="t" * 30 + "x" * 10 + "tx")
+    with pytest.raises(DataError, match="puts L01 into several parts of split one, so metrics would leak"):
+        split_rows(cohort, fold=0, split_file=path)
+
+
+def test_seed_decides_the_validation_part_of_a_published_split(cohort, write_splits):
+    path = write_splits(one="t" * 30 + "x" * 10)
+    first, again, other = (split_rows(cohort, fold=0, split_file=path, seed=seed) for seed in (1, 1, 2))
+    assert first.val.tolist() == again.val.tolist() != other.val.tolist()
+    assert first.test.tolist() == other.test.tolist()
+
+
+@pytest.mark.parametrize(
+    "splits, message",
+    [
+        ({"one": ["train"] * 39 + ["holdout"]}, 'has the word "holdout" in column one, known are train, test, val'),
+        ({"column": "name", "one": "t" * 30 + "x" * 10}, "no column of patients: expected one of .* name, one"),
+        ({"patients": [f"P{i}" for i in range(40)], "one": "t" * 40}, "puts no lesion of toy into split one"),
+        ({"one": "." * 40}, "puts no lesion of toy into split one"),
+        ({"one": "t" * 40}, "split one of .* leaves no rows of toy for test;"),
+        ({"one": "v" * 20 + "x" * 20}, "split one of .* leaves no rows of toy for train;"),
+        ({}, "has no rows, or no column of a split beside patient_id"),
+    ],
+)  # fmt: skip
+def test_files_that_are_not_in_order_are_refused_in_a_sentence(cohort, write_splits, splits, message):
+    with pytest.raises(DataError, match=message):
+        split_rows(cohort, fold=0, split_file=write_splits(**splits))
+
+
+def test_a_missing_file_is_named(cohort, tmp_path):
+    for function in (n_splits, lambda path: split_rows(cohort, fold=0, split_file=path)):
+        with pytest.raises(DataError, match=r"nowhere\.csv is missing; set split_file to a CSV"):
+            function(str(tmp_path / "nowhere.csv"))
+
+
+def test_settings_are_checked_with_a_file_too(cohort, write_splits):
+    path = write_splits(one="t" * 30 + "x" * 10)
+    with pytest.raises(ParameterError, match=r"fold = 1 is outside 0 \.\. 0, the splits that .* holds"):
+        split_rows(cohort, fold=1, split_file=path)
+    with pytest.raises(ParameterError, match="val_fraction"):
+        split_rows(cohort, fold=0, split_file=path, val_fraction=0.7)
+    with pytest.raises(ParameterError, match="seed"):
+        split_rows(cohort, fold=0, split_file=path, seed=-1)
+
+
+@pytest.mark.parametrize(
+    "file, n, held_out",
+    [("splits_5fold.csv", 5, "val"), ("splits_15fold_pathomicfusion.csv", 15, "test")],
+)
+def test_published_splits_of_tcga_are_followed(real_folder, file, n, held_out):
+    root = real_folder("tcga_gbmlgg")
+    cohort, path = tcga_gbmlgg.read(root), root / file
+    published = pd.read_csv(path).set_index("patient_id")
+    assert n_splits(str(path)) == n == published.shape[1]
+    for fold, column in enumerate(published):
+        split = split_rows(cohort, fold=fold, split_file=str(path))
+        check_disjoint(cohort, split)
+        known = published[column].reindex(cohort.groups)
+        assert set(cohort.groups[split.test]) == set(known.index[known == held_out])
+        assert set(cohort.groups[np.union1d(split.train, split.val)]) == set(known.index[known == "train"])
+        assert len(split.val) / (len(split.train) + len(split.val)) == pytest.approx(0.2, abs=0.01)

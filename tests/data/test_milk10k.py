@@ -121,3 +121,47 @@ def test_real_set_has_the_sizes_of_its_readme(real_folder, tmp_path):
     counts = every.table["class"].value_counts()
     assert [counts[name] for name in every.classes] == [700, 696, 503, 432, 409, 268, 38, 37, 32, 32, 6]
     assert (len(every), len(milk10k.read(root, classes=milk10k.FIVE_LARGEST))) == (3153, 2740)
+
+
+def test_metadata_are_encoded_by_hand(milk_folder):
+    """Rows IL_1 to IL_4; in the file they stand as IL_3, IL_1, IL_2, IL_4, two rows each."""
+    edit(
+        milk_folder / METADATA,
+        lambda table: table.assign(
+            age_approx=table["lesion_id"].map({"IL_1": "20", "IL_2": None, "IL_3": "0", "IL_4": "30"}),
+            skin_tone_class=table["lesion_id"].map({"IL_1": "3", "IL_2": "0", "IL_3": None, "IL_4": "5"}),
+            sex=table["lesion_id"].map({"IL_1": "male", "IL_2": "female", "IL_3": "male", "IL_4": None}),
+            site=table["lesion_id"].map({"IL_1": "trunk", "IL_2": None, "IL_3": "foot", "IL_4": "trunk"}),
+        ),
+    )
+    metadata = milk10k.read(milk_folder).vectors["metadata"]
+    assert metadata.names == (
+        "age_approx", "skin_tone_class", "sex=female", "sex=male", "site=foot", "site=trunk",
+    )  # fmt: skip
+    by_hand = [[20, 3, 0, 1, 0, 1], [np.nan, 0, 1, 0, 0, 0], [0, np.nan, 0, 1, 1, 0], [30, 5, 0, 0, 0, 1]]
+    np.testing.assert_array_equal(metadata.values, np.array(by_hand, np.float32))
+    some = milk10k.read(milk_folder, classes=("NV", "BCC")).vectors["metadata"]
+    assert some.names == metadata.names  # the columns are those of the file, whichever classes are kept
+    np.testing.assert_array_equal(some.values, metadata.values[[0, 2, 3]])
+
+
+def test_metadata_can_take_the_place_of_the_second_modality(milk_folder):
+    cohort = milk10k.read(milk_folder)
+    assert cohort.modalities == ("dermoscopic", "clinical", "metadata")
+    chosen = cohort.with_slots(second="metadata")
+    assert (chosen.main, chosen.second) == ("clinical", "metadata")
+
+
+def test_an_age_that_is_no_number_is_named(milk_folder):
+    edit(milk_folder / METADATA, lambda table: table.assign(age_approx="old"))
+    with pytest.raises(DataError, match="has the age_approx old, which is no number"):
+        milk10k.read(milk_folder)
+
+
+def test_real_metadata_hold_no_model_scores(real_folder, tmp_path):
+    metadata = milk10k.read(real_folder("milk10k_128"), cache_dir=tmp_path).vectors["metadata"]
+    assert metadata.values.shape == (3153, 2 + 2 + 7)
+    assert {name.partition("=")[0] for name in metadata.names} == {"age_approx", "skin_tone_class", "sex", "site"}
+    assert np.isnan(metadata.values).sum(axis=0).tolist() == [18] + [0] * 10
+    assert (metadata.values[:, 2:4].sum(axis=1) == 1).all()
+    assert (metadata.values[:, 4:].sum(axis=1) == 0).sum() == 30

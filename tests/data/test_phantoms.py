@@ -285,6 +285,57 @@ def test_both_causes_predict_the_grade_better_than_either(glioma_at_default_size
     assert score["both"] < 0.95
 
 
+def concordance(risk, months, event):
+    """Share of the comparable pairs (one died before the other's follow-up ended) in which the first had more risk."""
+    comparable = (months[:, None] < months[None]) & (event[:, None] == 1)
+    more = np.where(risk[:, None] == risk[None], 0.5, risk[:, None] > risk[None])
+    return more[comparable].mean()
+
+
+def test_survival_left_images_profiles_and_grades_as_they_were(small):
+    """Recorded before there was survival; of the pixels the means, for another processor may round one differently."""
+    cohort = small["phantom-glioma"]
+    assert hashlib.sha256(cohort.labels.tobytes()).hexdigest()[:16] == "c0230a907e883109"
+    assert hashlib.sha256(cohort.vectors["omic"].values.tobytes()).hexdigest()[:16] == "b01b0e2636e3fea7"
+    latents = cohort.table[[column for column in cohort.table if column.startswith("latent_")]]
+    assert hashlib.sha256(latents.to_numpy().round(9).tobytes()).hexdigest()[:16] == "001bbe6f27183799"
+    means = cohort.images["histology"].load(32)[[0, 17, 50, 95]].mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(means, [206.642, 193.148, 181.466, 202.46], atol=0.01)
+
+
+def test_a_patient_has_one_survival_time(small):
+    table = small["phantom-glioma"].table
+    assert small["phantom-glioma"].has_survival
+    assert (table.groupby("patient")[["survival_months", "event", "true_score"]].nunique() == 1).all(axis=None)
+    assert table["survival_months"].between(0.01, 90).all()
+
+
+def test_higher_grades_live_shorter_and_about_half_of_the_deaths_are_seen(glioma_at_default_size):
+    patients = glioma_at_default_size.table.drop_duplicates("patient")
+    assert 0.4 < patients["event"].mean() < 0.6
+    months, event = patients["survival_months"].to_numpy(), patients["event"].to_numpy()
+    by_score = concordance(patients["true_score"].to_numpy(), months, event)
+    assert by_score > 0.68
+    assert by_score > concordance(patients["true_label"].to_numpy(), months, event) > 0.62
+    by_grade = patients.groupby("true_label")[["event", "survival_months"]].sum()
+    assert (by_grade["event"] / by_grade["survival_months"]).is_monotonic_increasing  # deaths a month at risk
+
+
+def test_survival_times_follow_the_documented_law():
+    """Equation 2 of docs/phantoms.md: with (t / 60)^1.3 as the clock, deaths over time at risk is 2.5 ** score."""
+    rng = np.random.default_rng(0)
+    for score in (-1.0, 0.0, 1.5):
+        follow_up = glioma._draw_survival(rng, np.full(20_000, score))
+        n_deaths = follow_up["event"].sum()
+        at_risk = ((follow_up["survival_months"] / 60) ** 1.3).sum()
+        assert n_deaths / at_risk == pytest.approx(2.5**score, rel=5 / math.sqrt(n_deaths))
+
+
+def test_the_score_is_the_one_that_the_grades_were_cut_from(glioma_at_default_size):
+    by_grade = glioma_at_default_size.table.groupby("true_label")["true_score"]
+    assert by_grade.max()[0] < by_grade.min()[1] and by_grade.max()[1] < by_grade.min()[2]
+
+
 # ---- skin
 
 

@@ -32,6 +32,7 @@ def test_names_are_listed_with_the_chain_they_serve():
         "isic2018": "rare",
         "milk10k": "teacher-student",
         "milk10k-5": "teacher-student",
+        "tcga-gbmlgg": "vector",
     }
 
 

@@ -1,13 +1,29 @@
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    balanced_accuracy_score,
+    cohen_kappa_score,
+    f1_score,
+    recall_score,
+    roc_auc_score,
+)
 
 from medkd.errors import DataError, ParameterError
 from medkd.evaluation import bootstrap
-from medkd.evaluation.bootstrap import STATISTICS, bootstrap_metrics, paired_difference, resample_weights
+from medkd.evaluation.bootstrap import (
+    SCALARS,
+    bootstrap_metrics,
+    classification_scorer,
+    metric_names,
+    paired_difference,
+    paired_differences,
+    resample_weights,
+)
 from medkd.evaluation.metrics import classification_metrics
 
-NAMES = tuple(STATISTICS)
+NAMES = metric_names(3, ("f1", "recall"))
 
 
 @pytest.fixture
@@ -21,18 +37,50 @@ def predictions():
     return labels, probabilities, groups
 
 
+def flat(point):
+    """Point metrics with those of each class under names of their own."""
+    found = {name: value for name, value in point.items() if not name.endswith("_per_class")}
+    for kind in ("f1", "recall"):
+        found |= {f"{kind}_{c}": value for c, value in enumerate(point[f"{kind}_per_class"])}
+    return found
+
+
+def statistic(name, weights, labels, probabilities):
+    return classification_scorer(labels, probabilities, [name])(weights)[name]
+
+
 def slow_statistic(name, labels, probabilities, weights):
     """One resample with scikit-learn; classes that the resample lacks are left out."""
-    predicted, present = probabilities.argmax(axis=1), np.unique(labels[weights > 0])
     kept = weights > 0
-    if name == "accuracy":
-        return accuracy_score(labels, predicted, sample_weight=weights)
-    if name == "balanced_accuracy":
-        return balanced_accuracy_score(labels[kept], predicted[kept], sample_weight=weights[kept])
-    if name == "f1_macro":
-        return f1_score(labels, predicted, labels=present, average="macro", sample_weight=weights, zero_division=0)
-    each = [roc_auc_score(labels[kept] == c, probabilities[kept, c], sample_weight=weights[kept]) for c in present]
-    return np.mean(each)
+    labels, probabilities, weights = labels[kept], probabilities[kept], weights[kept]
+    predicted, present, one_hot = probabilities.argmax(axis=1), np.unique(labels), np.eye(3)[labels]
+    flat_scores = (one_hot.ravel(), probabilities.ravel())
+    kind, _, c = name.partition("_")
+    if kind in ("f1", "recall") and c.isdigit():
+        score = {"f1": f1_score, "recall": recall_score}[kind]
+        each = score(labels, predicted, labels=[int(c)], average=None, sample_weight=weights, zero_division=0)
+        return each[0] if int(c) in present else np.nan
+    if kind in ("auc", "ap"):
+        score = {"auc": roc_auc_score, "ap": average_precision_score}[kind]
+        if c == "micro":
+            return score(*flat_scores, sample_weight=np.repeat(weights, 3))
+        return np.mean([score(one_hot[:, k], probabilities[:, k], sample_weight=weights) for k in present])
+    if name == "ece":
+        top = probabilities.max(axis=1)
+        gaps = [
+            abs(np.sum((weights * (top - (predicted == labels)))[(top > i / 15) & (top <= (i + 1) / 15)]))
+            for i in range(15)
+        ]
+        return sum(gaps) / weights.sum()
+    return {
+        "accuracy": lambda: accuracy_score(labels, predicted, sample_weight=weights),
+        "balanced_accuracy": lambda: balanced_accuracy_score(labels, predicted, sample_weight=weights),
+        "f1_micro": lambda: f1_score(labels, predicted, average="micro", sample_weight=weights),
+        "f1_macro": lambda: f1_score(
+            labels, predicted, labels=present, average="macro", sample_weight=weights, zero_division=0
+        ),
+        "kappa": lambda: cohen_kappa_score(labels, predicted, sample_weight=weights),
+    }[name]()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -40,7 +88,7 @@ def test_every_resample_equals_scikit_learn_with_sample_weights(name, prediction
     labels, probabilities, groups = predictions
     (weights,) = resample_weights(groups, 12, seed=5)
     slow = [slow_statistic(name, labels, probabilities, column) for column in weights.T]
-    np.testing.assert_allclose(STATISTICS[name](weights, labels, probabilities), slow, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(statistic(name, weights, labels, probabilities), slow, rtol=0, atol=1e-12)
 
 
 @pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
@@ -48,17 +96,44 @@ def test_every_resample_equals_scikit_learn_with_sample_weights(name, prediction
 def test_class_missing_from_a_resample_is_left_out_of_its_mean(name, predictions):
     labels, probabilities, _ = predictions
     weights = np.where(labels == 1, 0.0, 2.0)
-    fast = STATISTICS[name](weights[:, None], labels, probabilities)
-    assert fast[0] == pytest.approx(slow_statistic(name, labels, probabilities, weights), abs=1e-12)
+    found = statistic(name, weights[:, None], labels, probabilities)[0]
+    assert found == pytest.approx(slow_statistic(name, labels, probabilities, weights), abs=1e-12, nan_ok=True)
+    assert np.isnan(found) == (name in ("f1_1", "recall_1"))
 
 
-def test_values_equal_the_point_metrics(predictions):
+@pytest.mark.parametrize("drawn", ["all rows once", "rows repeated"])
+def test_weights_equal_the_point_metrics_of_repeated_rows(drawn, predictions):
+    labels, probabilities, _ = predictions
+    repeats = np.ones(90, int) if drawn == "all rows once" else np.random.default_rng(1).integers(4, size=90)
+    found = classification_scorer(labels, probabilities, NAMES)(repeats[:, None].astype(float))
+    point = flat(classification_metrics(np.repeat(labels, repeats), np.repeat(probabilities, repeats, axis=0)))
+    assert found.keys() == point.keys()
+    for name in NAMES:
+        assert found[name][0] == pytest.approx(point[name], abs=1e-12), name
+
+
+@pytest.mark.filterwarnings("ignore:No positive class found", "ignore:Only one class", "ignore:A single label")
+def test_one_class_alone_has_the_undefined_metrics_of_the_point_values():
+    labels, probabilities = np.array([1, 1, 1]), np.array([[0.2, 0.8], [0.6, 0.4], [0.1, 0.9]])
+    for rows in ([0, 1, 2], [0, 2]):
+        point = flat(classification_metrics(labels[rows], probabilities[rows]))
+        found = classification_scorer(labels[rows], probabilities[rows], list(point))(np.ones((len(rows), 1)))
+        assert {name: value[0] for name, value in found.items()} == pytest.approx(point, nan_ok=True)
+
+
+def test_default_is_every_scalar_metric_and_the_f1_of_each_class(predictions):
     labels, probabilities, groups = predictions
     table = bootstrap_metrics(labels, probabilities, groups, n_resamples=10)
-    point = classification_metrics(labels, probabilities)
-    assert list(table.index) == list(NAMES) and list(table.columns) == ["value", "low", "high"]
-    for name in NAMES:
+    point = flat(classification_metrics(labels, probabilities))
+    assert list(table.index) == [*SCALARS, "f1_0", "f1_1", "f1_2"] and list(table.columns) == ["value", "low", "high"]
+    for name in table.index:
         assert table.loc[name, "value"] == pytest.approx(point[name], abs=1e-12)
+
+
+def test_metrics_do_not_depend_on_which_others_are_asked_for(predictions):
+    everything = bootstrap_metrics(*predictions, names=NAMES, n_resamples=20)
+    for name in NAMES:
+        assert bootstrap_metrics(*predictions, names=[name], n_resamples=20).equals(everything.loc[[name]])
 
 
 def test_patients_are_drawn_whole_and_as_many_as_there_are():
@@ -137,10 +212,28 @@ def test_p_value_of_a_method_that_always_wins_is_the_smallest_possible(predictio
     assert swapped["difference"] == -1 and swapped["p_value"] == found["p_value"]
 
 
+def test_several_pairs_and_metrics_share_the_resamples_of_one(predictions):
+    labels, probabilities, groups = predictions
+    rng = np.random.default_rng(0)
+    methods = {"KD": probabilities, "CE only": rng.dirichlet(np.ones(3), size=90), "teacher": np.eye(3)[labels]}
+    pairs, names = [("teacher", "KD"), ("KD", "CE only")], ["kappa", "f1_2"]
+    table = paired_differences(labels, methods, groups, pairs, names, n_resamples=30, seed=2)
+    assert table[["method", "minus", "metric"]].to_numpy().tolist() == [
+        [*pair, name] for pair in pairs for name in names
+    ]
+    for row in table.itertuples():
+        alone = paired_difference(
+            labels, methods[row.method], methods[row.minus], groups, name=row.metric, n_resamples=30, seed=2
+        )
+        assert alone == {name: getattr(row, name) for name in ("difference", "low", "high", "p_value")}
+
+
 def test_names_what_does_not_fit(predictions):
     labels, probabilities, groups = predictions
-    with pytest.raises(ParameterError, match='no bootstrap of "auroc"; known: accuracy'):
+    with pytest.raises(ParameterError, match='no bootstrap of "auroc" with 3 classes; known: accuracy'):
         bootstrap_metrics(labels, probabilities, groups, names=["auroc"])
+    with pytest.raises(ParameterError, match='no bootstrap of "f1_3" with 3 classes'):
+        bootstrap_metrics(labels, probabilities, groups, names=["f1_3"])
     with pytest.raises(ParameterError, match="n_resamples must be at least 1"):
         bootstrap_metrics(labels, probabilities, groups, n_resamples=0)
     with pytest.raises(DataError, match="needs its group"):

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from medkd.errors import MedkdError, ParameterError
 from medkd.losses.distillation import (
+    VariationalInformation,
     attention_transfer,
     correlation_congruence,
     distillation_loss,
@@ -104,6 +105,64 @@ def test_similarity_ignores_the_scale_of_the_features():
     assert similarity_preserving(7 * student, teacher).item() == pytest.approx(
         similarity_preserving(student, teacher).item(), rel=1e-12
     )
+
+
+def vid(student_dim=4, teacher_dim=3, **settings):
+    return VariationalInformation(student_dim, teacher_dim, **settings).double()
+
+
+def test_variational_information_is_the_negative_log_likelihood_of_a_normal_distribution():
+    loss, student, teacher = vid(), draw(6, 4), draw(6, 3, seed=1)
+    with torch.no_grad():
+        loss.rho.copy_(draw(3, seed=2))
+    first, second, third = (layer for layer in loss.regressor if isinstance(layer, torch.nn.Linear))
+    guess = third(second(first(student).clamp(min=0)).clamp(min=0))
+    spread = (loss.rho.exp() + 1).log() + 1e-5
+    likelihood = torch.distributions.Normal(guess, spread.sqrt()).log_prob(teacher)
+    by_hand = -likelihood.mean() - 0.5 * math.log(2 * math.pi)  # the constant is left out
+    assert loss(student, teacher).item() == pytest.approx(by_hand.item(), rel=1e-6)
+
+
+def test_variational_information_of_a_perfect_guess_is_half_the_log_of_the_first_variance():
+    loss, student = vid(), draw(6, 4)
+    guess = loss.regressor(student).detach()
+    assert loss.variance().tolist() == pytest.approx([5.0] * 3, rel=1e-6)
+    assert loss(student, guess).item() == pytest.approx(0.5 * math.log(5), rel=1e-6)
+
+
+def test_variational_information_trains_student_regressor_and_variance_but_never_the_teacher():
+    loss, student, teacher = vid(), draw(6, 4).requires_grad_(), draw(6, 3, seed=1).requires_grad_()
+    loss(student, teacher).backward()
+    assert teacher.grad is None and student.grad.abs().sum() > 0
+    assert all(parameter.grad.abs().sum() > 0 for parameter in loss.parameters())
+
+
+def test_variance_learns_the_mean_squared_error_of_the_guess():
+    """The minimum of e / v + log v over v is at v = e."""
+    loss, student, teacher = vid(), draw(200, 4), 3 * draw(200, 3, seed=1)
+    optimiser = torch.optim.Adam([loss.rho], lr=0.1)
+    for _ in range(300):
+        optimiser.zero_grad()
+        loss(student, teacher).backward()
+        optimiser.step()
+    errors = (loss.regressor(student) - teacher).square().mean(dim=0)
+    torch.testing.assert_close(loss.variance(), errors, rtol=1e-2, atol=0)
+
+
+def test_variational_information_is_seeded_by_its_generator_alone():
+    one, two = (vid(generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    before = torch.get_rng_state()
+    again = vid(generator=torch.Generator().manual_seed(1))
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(one.regressor[0].weight, again.regressor[0].weight)
+    assert not torch.equal(one.regressor[0].weight, two.regressor[0].weight)
+
+
+def test_variational_information_refuses_other_lengths_and_variances():
+    with pytest.raises(MedkdError, match=r"student features \(n, 4\).*teacher \(2, 1\)"):
+        vid()(torch.zeros(2, 4), torch.zeros(2, 1))
+    with pytest.raises(ParameterError, match="initial_variance=0"):
+        vid(initial_variance=0.0)
 
 
 def test_names_both_shapes_when_class_counts_differ():

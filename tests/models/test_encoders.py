@@ -1,3 +1,5 @@
+import importlib.util
+
 import pytest
 import torch
 import torchvision
@@ -12,10 +14,17 @@ from medkd.models.encoders import (
     build_image_encoder,
     build_vector_encoder,
     encoder_names,
+    trunk,
+    trunk_width,
 )
 from medkd.models.resnet12 import GhostBatchNorm2d
 
-SMALL = {"resnet12": 0.125, "conv4": 0.25, "resnet18": 1.0, "mobilenet_v3_small": 1.0}
+HAS_TIMM = importlib.util.find_spec("timm") is not None
+needs_timm = pytest.mark.skipif(not HAS_TIMM, reason="timm is not installed")
+TIMM = "tf_efficientnet_lite0"
+SMALL = {"resnet12": 0.125, "conv4": 0.25, "resnet18": 1.0, "mobilenet_v3_small": 1.0} | (
+    {TIMM: 1.0} if HAS_TIMM else {}
+)
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +32,12 @@ def seeded():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
+
+
+@pytest.fixture
+def without_timm(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "timm" else find(name))
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -49,7 +64,7 @@ def test_feature_encoder_is_centring_backbone_linear_norm_and_relu(name):
     assert features.shape == (4, 10) and features.min() >= 0
 
 
-def test_every_name_on_offer_ends_in_a_linear_layer_of_the_asked_for_length():
+def test_every_name_on_offer_ends_in_a_linear_layer_of_the_asked_for_length(without_timm):
     names = encoder_names()
     assert {"resnet12", "conv4", "resnet18", "densenet121", "vit_b_16"} <= set(names)
     assert not [name for name in names if name.startswith(("squeezenet", "inception", "googlenet"))]
@@ -62,6 +77,62 @@ def test_every_name_on_offer_ends_in_a_linear_layer_of_the_asked_for_length():
 def test_unknown_name_suggests_the_nearest():
     with pytest.raises(ParameterError, match=r'unknown image encoder "resnet81"; nearest known: .*resnet18'):
         build_image_encoder("resnet81")
+
+
+def test_unknown_name_says_how_to_get_timm_where_it_is_missing(without_timm):
+    with pytest.raises(ParameterError, match=r'unknown .*"timm:resnet18".*resnet18.*pip install "medkd\[pretrained\]"'):
+        build_image_encoder("timm:resnet18")
+
+
+@needs_timm
+def test_the_prefix_picks_the_library_and_torchvision_comes_first():
+    names = encoder_names()
+    assert len(set(names)) == len(names) and {"resnet18", TIMM, "levit_128s"} <= set(names)
+    with torch.device("meta"):
+        assert type(build_image_encoder("resnet18")).__module__.startswith("torchvision.")
+        assert type(build_image_encoder("timm:resnet18")).__module__.startswith("timm.")
+    with pytest.raises(ParameterError, match=r'unknown image encoder "timm:resnet81"; nearest known: .*resnet18'):
+        build_image_encoder("timm:resnet81")
+
+
+@needs_timm
+def test_timm_model_whose_classifier_is_no_linear_layer_gets_ours(tmp_path):
+    import timm
+
+    published = timm.create_model("dla34", num_classes=11)  # its classifier is a 1x1 convolution
+    torch.save(published.state_dict(), tmp_path / "dla34.pt")
+    model = build_image_encoder("dla34", dim=7, weights=tmp_path / "dla34.pt").eval()
+    images = torch.rand(2, 3, 64, 64)
+    pooled = published.eval().forward_head(published.forward_features(images), pre_logits=True).flatten(1)
+    torch.testing.assert_close(model(images), pooled @ model.head.weight.T + model.head.bias, atol=1e-5, rtol=1e-4)
+    again = tmp_path / "ours.pt"
+    torch.save(model.state_dict(), again)
+    torch.testing.assert_close(build_image_encoder("dla34", dim=7, weights=again).eval()(images), model(images))
+
+
+@needs_timm
+def test_batch_norm_parts_keep_the_activation_that_timm_puts_into_its_norm_layers():
+    plain = build_image_encoder(TIMM, dim=6)
+    parts = build_image_encoder(TIMM, dim=6, bn_splits=2)
+    parts.load_state_dict(plain.state_dict())
+    images = torch.rand(4, 3, 32, 32)
+    torch.testing.assert_close(parts.eval()(images), plain.eval()(images))
+    half = plain.train()(images[:2])  # each part is normalised as if it were the whole batch
+    torch.testing.assert_close(parts.train()(images)[:2], half, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_trunk_gives_what_the_last_linear_layer_would_see(name, tmp_path):
+    whole = build_image_encoder(name, dim=5, width=SMALL[name])
+    torch.save(whole.state_dict(), tmp_path / "weights.pt")
+    backbone, dim = trunk(name, tmp_path / "weights.pt", width=SMALL[name])
+    last = [module for module in whole.modules() if isinstance(module, nn.Linear)][-1]
+    seen = []
+    last.register_forward_hook(lambda _, args, out: seen.append(args[0]))
+    images = torch.rand(2, 3, 32, 32)
+    whole.eval()(images * 2 - 1)
+    assert dim == trunk_width(name, SMALL[name]) == last.in_features
+    torch.testing.assert_close(backbone.eval()(images), seen[0])
 
 
 def test_width_of_a_torchvision_model_is_refused():
@@ -202,3 +273,9 @@ def test_gpu_features_equal_those_of_the_cpu():
     torch.testing.assert_close(
         to_device(model, torch.device("cuda"))(images.cuda()).cpu(), expected, atol=1e-3, rtol=1e-2
     )
+
+
+def test_a_vector_of_another_length_is_refused_in_one_sentence():
+    encoder = build_vector_encoder(80)
+    with pytest.raises(DataError, match=r"built for vectors of 80 numbers, shape \(n, 80\), and got \(4, 46\)"):
+        encoder(torch.zeros(4, 46))

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from medkd.models.fusion import BilinearFusion, ConcatFusion
+from medkd.errors import ParameterError
+from medkd.models.fusion import FUSIONS, BilinearFusion, ConcatFusion, LowRankFusion
 
 DIM1, DIM2, OUT = 4, 3, 5
 
@@ -41,7 +42,7 @@ def test_linear_weights_start_with_variance_one_over_fan_in():
     assert fusion.encoder1[0].bias.abs().max() == 0
 
 
-@pytest.mark.parametrize("fusion_class", [BilinearFusion, ConcatFusion])
+@pytest.mark.parametrize("fusion_class", FUSIONS.values())
 @pytest.mark.parametrize("skip", [False, True])
 def test_output_is_non_negative_and_depends_on_both_inputs(fusion_class, skip):
     with torch.random.fork_rng(devices=[]):
@@ -59,6 +60,28 @@ def test_concat_fusion_is_one_encoder_on_both_inputs():
     linear = fusion.encoder1[0]
     expected = F.linear(torch.cat([x1, x2], 1), linear.weight, linear.bias).div((1 + 1e-5) ** 0.5).relu()
     torch.testing.assert_close(fusion(x1, x2), expected)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_low_rank_fusion_equals_the_full_weight_tensor_on_the_outer_product(skip):
+    fusion, (x1, x2) = LowRankFusion(DIM1, DIM2, OUT, rank=3, skip=skip).eval(), inputs()
+    torch.nn.init.normal_(fusion.bias)
+    tensor = torch.zeros(OUT, DIM1 + 1, DIM2 + 1)
+    for w, u, v in zip(fusion.weight, fusion.factor1, fusion.factor2, strict=True):
+        for k in range(OUT):
+            tensor[k] += w * torch.outer(u[k], v[k])
+    for a, b, found in zip(x1, x2, fusion(x1, x2), strict=True):
+        product = torch.outer(torch.cat([a, torch.ones(1)]), torch.cat([b, torch.ones(1)]))
+        mixed = (tensor * product).sum(dim=(1, 2)) + fusion.bias
+        expected = (mixed / (1 + 1e-5) ** 0.5).relu()
+        if skip:
+            expected = (fusion.encoder2[0](torch.cat([expected, a, b])) / (1 + 1e-5) ** 0.5).relu()
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_low_rank_fusion_refuses_rank_zero():
+    with pytest.raises(ParameterError, match="rank=0"):
+        LowRankFusion(DIM1, DIM2, OUT, rank=0)
 
 
 def test_dropout_acts_in_training_only():

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -7,6 +8,7 @@ from torch.nn import functional as F
 
 from medkd.errors import MedkdError, ParameterError
 from medkd.models.momentum import KeyQueue, MoCo, MomentumCopy, warmup_momentum
+from medkd.models.resnet12 import GhostBatchNorm2d
 
 
 def network(seed=0):
@@ -153,3 +155,50 @@ def test_refuses_a_momentum_above_one_and_an_empty_queue():
         moco(momentum=1.5)
     with pytest.raises(ParameterError, match="queue_size"):
         moco(queue_size=0)
+
+
+def test_keys_come_back_in_the_images_order_whatever_order_the_key_encoder_sees():
+    torch.manual_seed(0)
+    linear = nn.Sequential(nn.Linear(3, 4))  # no batch norm: the order cannot matter
+    first, second = (MoCo(copy.deepcopy(linear), queue_size=8, dim=4) for _ in range(2))
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    plain, shuffled = first(batch(), batch(seed=1)), second(batch(), batch(seed=1), order)
+    torch.testing.assert_close(plain["key"], shuffled["key"])
+    torch.testing.assert_close(first.queue.keys, second.queue.keys)
+
+
+def test_shuffled_keys_share_their_batch_statistics_with_other_images():
+    """Ghost batch norm of two parts: the key of image 0 is normalised with the images that stand beside it in `order`."""
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Conv2d(3, 4, 1), GhostBatchNorm2d(4, 2), nn.Flatten())
+    model, views = MoCo(encoder, queue_size=8, dim=4, momentum=1.0), torch.randn(4, 3, 1, 1)
+    order = torch.tensor([0, 2, 1, 3])
+    key = model(views, views, order)["key"]
+    expected = F.normalize(model.key_encoder.module(views[order]), dim=1)[[0, 2, 1, 3]]
+    torch.testing.assert_close(key, expected)
+    assert not torch.allclose(key, model(views, views)["key"])
+
+
+def test_projection_head_is_contrasted_trained_and_followed_but_features_are_before_it():
+    torch.manual_seed(0)
+    head = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    model = MoCo(network(), queue_size=8, dim=2, momentum=0.5, projection_head=head)
+    with torch.no_grad():
+        head[0].weight.add_(1.0)
+    old = model.key_encoder.module[1][0].weight.clone()
+    output = model(batch(), batch(seed=1))
+    torch.testing.assert_close(output["query"], F.normalize(head(output["features"]), dim=1))
+    assert output["features"].shape == (6, 4) and output["key"].shape == (6, 2)
+    torch.testing.assert_close(model.key_encoder.module[1][0].weight, old + 0.5)
+    output["loss"].backward()
+    assert head[2].weight.grad.abs().sum() > 0 and model.query_encoder[0].weight.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in model.key_encoder.parameters())
+
+
+def test_queue_that_no_batch_divides_holds_the_last_keys_in_order():
+    model, keys = moco(queue_size=7), []
+    for seed in range(4):
+        keys.append(model(batch(4, seed=seed), batch(4, seed=seed + 9))["key"])
+    newest = torch.cat(keys)[-7:]
+    start = int(model.queue.pointer)
+    torch.testing.assert_close(torch.cat([model.queue.keys[start:], model.queue.keys[:start]]), newest)

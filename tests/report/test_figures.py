@@ -197,6 +197,58 @@ def test_calibration_draws_accuracy_against_confidence_and_writes_the_error(ax):
     assert cell_texts(ax) == ["ECE 0.275"]
 
 
+def test_kaplan_meier_draws_a_step_curve_with_band_for_each_group(ax):
+    table = pd.DataFrame(
+        {
+            "group": ["low", "low", "high", "high", "high"],
+            "months": [0, 9, 0, 4, 6],
+            "survival": [1, 0.8, 1, 0.5, 0.0],
+            "low": [1, 0.6, 1, 0.3, np.nan],
+            "high": [1, 0.9, 1, 0.7, np.nan],
+            "at_risk": [10, 10, 4, 4, 2],
+        }
+    )
+    assert figures.kaplan_meier(table, ax) is ax
+    low, high = ax.lines
+    assert low.get_xydata().tolist() == [[0, 1], [9, 0.8]]
+    assert high.get_xydata().tolist() == [[0, 1], [4, 0.5], [6, 0]]
+    assert {line.get_drawstyle() for line in ax.lines} == {"steps-post"}
+    assert [line.get_color() for line in ax.lines] == list(PALETTE[:2])
+    band = {tuple(point) for point in ax.collections[0].get_paths()[0].vertices}
+    assert band >= {(9, 0.6), (9, 0.9), (9, 1)}  # the step down at month 9
+    assert legend_texts(ax) == ["low (n = 10)", "high (n = 4)"]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("months", "survival")
+
+
+def test_singular_spectrum_sorts_all_frequencies_and_puts_zeros_on_a_named_line(ax):
+    table = pd.DataFrame(
+        {
+            "rank": [0, 1, 0, 1] * 2,
+            "frequency": [0, 0, 1, 1] * 2,
+            "value": [8.0, 0.3, 4.0, 1.0, 7.0, 1e-9, 3.0, 0.0],
+            "state": ["before"] * 4 + ["after"] * 4,
+        }
+    )
+    figures.singular_spectrum(table, ax)
+    before, after, floor = ax.lines
+    assert before.get_ydata().tolist() == [8, 4, 1, 0.3]
+    assert after.get_ydata().tolist() == [7, 3, 0.01, 0.01]
+    assert before.get_xdata().tolist() == [1, 2, 3, 4]
+    assert list(floor.get_ydata()) == [0.01, 0.01] and cell_texts(ax) == ["zero"]
+    assert legend_texts(ax) == ["before", "after (2 of 4 zero)"]
+    assert ax.get_yscale() == "log"
+
+
+def test_singular_spectrum_without_zeros_has_no_line_for_them(ax):
+    figures.singular_spectrum(pd.DataFrame({"value": [2.0, 1.0], "state": "before"}), ax)
+    assert len(ax.lines) == 1 and not ax.texts and legend_texts(ax) == ["before"]
+
+
+def test_singular_spectrum_names_values_that_no_log_axis_can_show(ax):
+    with pytest.raises(DataError, match="singular values >= 0 and one above 0"):
+        figures.singular_spectrum(pd.DataFrame({"value": [0.0, 0.0], "state": "after"}), ax)
+
+
 def test_panels_are_three_a_row_and_the_rest_is_hidden():
     fig, axes = panels(4)
     assert len(axes) == 4

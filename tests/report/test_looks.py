@@ -59,6 +59,18 @@ def test_class_means_are_in_standard_deviations_and_leave_missing_values_out(coh
     assert np.isfinite(means).all() and means[0, 1] > 1.4
 
 
+def test_fold_table_follows_a_file_of_splits_and_counts_what_it_leaves_out(cohort, tmp_path):
+    """15 patients of two samples; the file names thirteen of them, two for nothing."""
+    words = ["test"] * 3 + ["train"] * 8 + [""] * 2
+    frame = pd.DataFrame({"patient": [f"p{i}" for i in range(13)], "a": words, "b": words[3:] + words[:3]})
+    frame.to_csv(tmp_path / "splits.csv", index=False)
+    table = fold_table(cohort, 5, seed=0, split_file=str(tmp_path / "splits.csv"))
+    assert table["fold"].tolist() == [0, 1]
+    assert table["test samples"].tolist() == [6, 6] and table["test patients"].tolist() == [3, 3]
+    assert (table["train patients"] + table["val patients"]).tolist() == [8, 8]
+    assert table["left out samples"].tolist() == [8, 8] and table["left out patients"].tolist() == [4, 4]
+
+
 def test_fold_table_counts_every_sample_once_a_fold(cohort):
     table = fold_table(cohort, 3, seed=0)
     assert (table[["train samples", "val samples", "test samples"]].sum(axis=1) == len(cohort)).all()
@@ -95,6 +107,6 @@ def test_headline_keeps_settings_and_shows_the_highest_level():
 def test_labels_by_base_class_are_shares_of_hard_labels(tmp_path):
     frame = pd.DataFrame({"id": list("wxyz"), "class": ["NV", "NV", "NV", "MEL"], "p_DF": [0.9, 0.8, 0.2, 0.4]})
     frame.assign(p_VASC=1 - frame["p_DF"]).to_csv(tmp_path / "pseudo_labels.csv", index=False)
-    run = Run(tmp_path, "05", "key", {}, {}, (), 0.0)
+    run = Run(tmp_path, "05", "key", {}, {}, (), "cohort", 0.0)
     shares = labels_by_base_class(run, ("NV", "MEL"), ("DF", "VASC"))
     np.testing.assert_allclose(shares.to_numpy(), [[2 / 3, 1 / 3], [0, 1]])

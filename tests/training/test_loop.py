@@ -90,8 +90,40 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_rows(tmp_path):
             loss, _ = super().loss(rows, progress)
             return loss / 0.0 * 0.0, {"mse": loss}
 
-    with pytest.raises(TrainingError, match=r"line, epoch 1, step 1: the loss is not finite \(mse .*rows \["):
+    with pytest.raises(
+        TrainingError, match=r"line, epoch 1, step 1: the loss is not finite \(mse .*; rows \d, \d, \d\)"
+    ):
         train(Broken(), tmp_path)
+    ids = [f"P{row}" for row in range(10)]
+    with pytest.raises(TrainingError, match=r"; ids P\d, P\d, P\d\); lower the learning rate"):
+        train(Broken(), tmp_path, ids=ids)
+
+
+def test_the_checkpoint_before_a_loss_that_is_not_finite_is_kept_and_good(tmp_path):
+    class BreaksLater(LineStep):
+        def loss(self, rows, progress):
+            loss, logged = super().loss(rows, progress)
+            return (loss * float("nan") if progress > 0.4 else loss), logged
+
+    with pytest.raises(TrainingError, match="epoch 4, step 1: .*the checkpoint of the last good epoch is kept"):
+        train(BreaksLater(), tmp_path)
+    resumed = LineStep()
+    again = train(resumed, tmp_path)
+    assert again["epoch"].tolist() == [1, 2, 3, 4, 5, 6] and again["loss"].notna().all()
+    assert len(resumed.seen) == 3 * 9  # the three epochs before the fault were not repeated
+
+
+def test_a_device_that_is_looked_at_seldom_still_names_the_first_bad_step():
+    """On a GPU the loss is looked at every 50 steps; the step, terms and batch told are those of the first fault."""
+    watch = loop._Watch(torch.device("cpu"))
+    watch.every = 50
+    for number in range(20):
+        loss = torch.tensor(float("nan") if number >= 7 else 1.0)
+        watch.look(loss, {"term": torch.tensor(float(number))}, torch.tensor([number]))
+    with pytest.raises(loop._NotFinite) as found:
+        watch.check()
+    step, terms, batch = found.value.args
+    assert (step, terms, batch.tolist()) == (7, {"term": 7.0}, [7])
 
 
 def test_fewer_rows_than_a_batch_are_refused(tmp_path):

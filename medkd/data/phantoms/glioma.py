@@ -21,6 +21,8 @@ N_CNV = 78
 CNV_NOISE = 0.35
 BORDERLINE = 0.8  # patients screened out for each patient kept, because their score lay nearest to a threshold
 OMIC_COLUMNS = ("idh_mutation", "codeletion", *(f"cnv_{i:02d}" for i in range(1, N_CNV + 1)))
+SCALE_MONTHS, SHAPE, HAZARD_RATIO = 60.0, 1.3, 2.5  # Weibull survival; the ratio is that of one unit of the score
+FOLLOW_UP_MONTHS = (2.0, 90.0)  # censoring is uniform between them, whatever the grade
 LOADING_SEED = 20_231  # the genomic loadings belong to the model, not to the draw: they stay when `seed` changes
 
 
@@ -45,7 +47,8 @@ def make(
 
     Returns:
         Cohort with images "histology" and vectors "omic" (80 columns, repeated for the patches of a patient).
-        Beyond the usual columns, `table` has `patch`, `true_label` and the hidden `latent_*` of the patient.
+        Beyond the usual columns, `table` has `patch`, `survival_months` and `event` of the patient, and the hidden
+        `true_label`, `true_score` and `latent_*`.
 
     Raises:
         ParameterError: if a setting is out of its range.
@@ -62,6 +65,8 @@ def make(
     rng = np.random.default_rng([seed, 1])
     patients = _draw_patients(rng, n_patients, label_noise)
     omic = _draw_omic(rng, patients)
+    # a stream of its own: the other draws stay as they were before there was survival
+    patients = patients.assign(**_draw_survival(np.random.default_rng([seed, 2]), patients["true_score"].to_numpy()))
     table = _patch_table(patients, n_rois, n_patches)
     of_patient = table.pop("row").to_numpy()
     pixels = _draw_images(rng, table, of_patient, image_size)
@@ -105,14 +110,26 @@ def _draw_patients(rng: np.random.Generator, n: int, label_noise: float) -> pd.D
     rank_in_grade = pd.Series(margin).groupby(true_label).rank(method="first", ascending=False).to_numpy()
     n_kept = _apportion(n)
     kept = np.flatnonzero(rank_in_grade <= n_kept[true_label])
-    true_label, shared, omic, image = true_label[kept], shared[kept], omic[kept], image[kept]
+    true_label, score = true_label[kept], score[kept]
+    shared, omic, image = shared[kept], omic[kept], image[kept]
     step = np.where(true_label == 0, 1, np.where(true_label == 2, -1, rng.choice([-1, 1], n)))
     label = np.where(rng.random(n) < label_noise, true_label + step, true_label)
     patients = pd.DataFrame({"label": label.astype(np.int64), "true_label": true_label.astype(np.int64)})
     for name, factors in (("shared", shared), ("omic", omic), ("image", image)):
         for i in range(factors.shape[1]):
             patients[f"latent_{name}_{i + 1}"] = factors[:, i]
-    return patients
+    return patients.assign(true_score=score)
+
+
+def _draw_survival(rng: np.random.Generator, score: np.ndarray) -> dict[str, np.ndarray]:
+    """Follow-up of each patient: `survival_months` (n,), > 0, and `event` (n,), 1 where death was observed.
+
+    Weibull times whose hazard is proportional to HAZARD_RATIO ** score, and independent uniform censoring.
+    """
+    death = SCALE_MONTHS * (rng.standard_exponential(len(score)) / HAZARD_RATIO**score) ** (1.0 / SHAPE)
+    censored = rng.uniform(*FOLLOW_UP_MONTHS, len(score))
+    months = np.minimum(death, censored).round(2).clip(0.01)  # rounded to what registries publish, and above 0
+    return {"survival_months": months, "event": (death <= censored).astype(np.int64)}
 
 
 def _apportion(n: int) -> np.ndarray:

@@ -1,0 +1,235 @@
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import balanced_accuracy_score
+
+from medkd.errors import DataError, ParameterError
+from medkd.evaluation.bootstrap import SCALARS, bootstrap_metrics, paired_difference
+from medkd.evaluation.comparison import arrays, differences, levels, single_modality_pairs, summarise
+from medkd.evaluation.metrics import aggregate, classification_metrics
+from medkd.evaluation.survival import aggregate_risks, bootstrap_c_index, c_index, paired_c_index_difference
+
+METHODS = ("teacher", "image only", "genes only", "CE only", "KD")
+
+
+def patches(n_patients=18):
+    """Three folds in which every patient is tested once, two ROIs of three patches a patient."""
+    rows = [
+        (f"p{patient}-{roi}-{patch}", f"p{patient}-{roi}", f"p{patient}", patient % 3, patient % 9 // 3)
+        for patient in range(n_patients)
+        for roi in range(2)
+        for patch in range(3)
+    ]
+    return pd.DataFrame(rows, columns=["id", "roi", "patient", "label", "part"])
+
+
+@pytest.fixture
+def predictions():
+    """Classification by five methods; later ones err more."""
+    rng, tables = np.random.default_rng(0), []
+    for number, method in enumerate(METHODS):
+        table = patches()
+        raised = rng.dirichlet(np.ones(3), size=len(table)) + (0.5 - 0.1 * number) * np.eye(3)[table["label"]]
+        scores = pd.DataFrame(raised / raised.sum(axis=1, keepdims=True), columns=["p_0", "p_1", "p_2"])
+        tables.append(pd.concat([table, scores], axis=1).assign(method=method, setting=""))
+    return pd.concat(tables, ignore_index=True)
+
+
+@pytest.fixture
+def survival():
+    """Risks by the same methods; follow-up belongs to the patient, one patient has none."""
+    rng, tables = np.random.default_rng(1), []
+    n_patients = 18
+    times, events = rng.integers(1, 60, size=n_patients).astype(float), (np.arange(n_patients) % 4 > 0).astype(float)
+    times[5] = np.nan
+    for number, method in enumerate(METHODS):
+        table = patches(n_patients).drop(columns="label")
+        patient = table["patient"].str[1:].astype(int)
+        risks = -times[patient] / 30 + (0.5 + number / 4) * rng.standard_normal(len(table))
+        follow_up = {"time": times[patient], "event": events[patient], "risk": np.nan_to_num(risks)}
+        tables.append(table.assign(**follow_up, method=method, setting=""))
+    return pd.concat(tables, ignore_index=True)
+
+
+def row_of(table, **wanted):
+    (index,) = np.flatnonzero(np.all([table[column] == value for column, value in wanted.items()], axis=0))
+    return table.iloc[index]
+
+
+def test_summary_has_every_metric_at_every_level(predictions):
+    summary = summarise(predictions, n_resamples=20)
+    names = {*SCALARS, *(f"{kind}_{c}" for kind in ("f1", "recall") for c in range(3))}
+    assert list(summary["level"].unique()) == ["image", "roi", "patient"]
+    for _, group in summary.groupby(["method", "level"]):
+        assert set(group["metric"]) == names and not group["metric"].duplicated().any()
+    assert summary.groupby("level")["n"].unique().to_dict() == {"image": [108], "roi": [36], "patient": [18]}
+    assert (summary["n_parts"] == 3).all() and list(summary.columns[:5]) == [
+        "setting",
+        "method",
+        "level",
+        "metric",
+        "value",
+    ]
+
+
+@pytest.mark.parametrize("level", ["image", "roi", "patient"])
+def test_summary_pools_the_parts_and_spreads_over_them(level, predictions):
+    summary = summarise(predictions, n_resamples=20, seed=3)
+    ours = predictions[predictions["method"] == "KD"]
+    parts = [aggregate(rows, level) for _, rows in ours.groupby("part")]
+    pooled = pd.concat(parts)
+    table = bootstrap_metrics(*arrays(pooled), pooled["patient"].to_numpy(), n_resamples=20, seed=3)
+    points = [classification_metrics(*arrays(part)) for part in parts]
+    for metric, each in [
+        *((name, [point[name] for point in points]) for name in SCALARS),
+        ("f1_2", [point["f1_per_class"][2] for point in points]),
+    ]:
+        row = row_of(summary, method="KD", level=level, metric=metric)
+        assert row[["value", "low", "high"]].tolist() == pytest.approx(table.loc[metric].tolist(), abs=1e-12)
+        assert row["mean_over_parts"] == pytest.approx(np.mean(each), abs=1e-12)
+        assert row["sd_over_parts"] == pytest.approx(np.std(each, ddof=1), abs=1e-12)
+
+
+def test_one_part_has_a_mean_without_a_spread(predictions):
+    summary = summarise(predictions[predictions["part"] == 1], n_resamples=5)
+    assert summary["sd_over_parts"].isna().all()
+    row = row_of(summary, method="KD", level="roi", metric="accuracy")
+    assert row["mean_over_parts"] == row["value"]
+
+
+def test_settings_may_differ_in_their_number_of_classes(predictions):
+    three = predictions.assign(setting="K=5")
+    two = predictions[predictions["label"] < 2].assign(setting="K=1", p_2=np.nan)
+    two["p_1"] = 1 - two["p_0"]
+    summary = summarise(pd.concat([two, three], ignore_index=True), n_resamples=5)
+    found = summary.groupby("setting")["metric"].agg(set)
+    assert found["K=5"] - found["K=1"] == {"f1_2", "recall_2"}
+
+
+def test_differences_are_those_of_aggregated_samples_at_each_level(predictions):
+    table = differences(predictions, "teacher", n_resamples=20, seed=2)
+    assert set(table["minus"]) == {"CE only"}
+    assert list(table["level"].unique()) == ["image", "roi", "patient"]
+    assert len(table) == 4 * 3 * 2
+    for level in ("image", "patient"):
+        a, b = (
+            pd.concat(
+                [aggregate(rows, level) for _, rows in predictions[predictions["method"] == name].groupby("part")]
+            )
+            for name in ("KD", "CE only")
+        )
+        # other order of samples, so other weights of the groups: only what does not depend on draws must agree
+        expected = paired_difference(
+            *arrays(a), arrays(b)[1], a["patient"].to_numpy(), name="auc_macro", n_resamples=20, seed=2
+        )
+        row = row_of(table, method="KD", level=level, metric="auc_macro")
+        assert row["difference"] == pytest.approx(expected["difference"], abs=1e-12)
+        assert row["n"] == len(a)
+
+
+def test_order_of_the_rows_of_a_method_does_not_matter(predictions):
+    shuffled = pd.concat(
+        [rows.sample(frac=1, random_state=number) for number, (_, rows) in enumerate(predictions.groupby("method"))]
+    )
+    key = ["method", "level", "metric"]
+    first, second = (
+        differences(frame, "teacher", n_resamples=20).sort_values(key, ignore_index=True)
+        for frame in (predictions, shuffled)
+    )
+    pd.testing.assert_frame_equal(first, second)
+
+
+def test_wins_count_the_parts_in_which_a_method_is_ahead(predictions):
+    table = differences(predictions, "teacher", metrics=["balanced_accuracy"], level="image", n_resamples=5)
+    wins = 0
+    for _, part in predictions.groupby("part"):
+        kd, ce = (
+            balanced_accuracy_score(rows["label"], rows[["p_0", "p_1", "p_2"]].to_numpy().argmax(axis=1))
+            for rows in (part[part["method"] == "KD"], part[part["method"] == "CE only"])
+        )
+        wins += kd > ce
+    row = row_of(table, method="KD")
+    assert (row["wins"], row["n_parts"]) == (wins, 3)
+    same = predictions[predictions["method"] == "CE only"]
+    tied = differences(pd.concat([same, same.assign(method="KD")]), "teacher", level="roi", n_resamples=5)
+    assert (tied["wins"] == 0).all() and (tied["difference"] == 0).all()
+
+
+def test_teacher_is_compared_with_both_modalities_where_asked(predictions):
+    pairs = single_modality_pairs(predictions)
+    assert pairs == [("teacher", "image only"), ("teacher", "genes only")]
+    table = differences(
+        predictions, "teacher", level="roi", extra_pairs=[*pairs, ("teacher", "CE only")], n_resamples=5
+    )
+    teacher = table[table["method"] == "teacher"]
+    assert teacher["minus"].unique().tolist() == ["CE only", "image only", "genes only"]
+    assert not table.duplicated(["method", "minus", "metric"]).any()
+    assert single_modality_pairs(predictions[predictions["method"] != "teacher"]) == []
+
+
+def test_reference_is_the_base_where_there_is_no_student_without_distillation(predictions):
+    without = predictions[predictions["method"] != "CE only"]
+    assert set(differences(without, "teacher", level="image", n_resamples=5)["minus"]) == {"teacher"}
+    with pytest.raises(ParameterError, match='neither "CE only" nor the reference "MoCo"'):
+        differences(without, "MoCo")
+
+
+def test_names_methods_that_cannot_be_compared(predictions):
+    with pytest.raises(ParameterError, match='names "slide only", which is not among'):
+        differences(predictions, "teacher", extra_pairs=[("teacher", "slide only")])
+    lost = predictions[(predictions["method"] != "KD") | (predictions["part"] > 0)]
+    with pytest.raises(DataError, match=r'"teacher" and "KD" were not scored on the same samples \(108 and 72'):
+        differences(lost, "teacher", n_resamples=5)
+
+
+def test_patient_tested_in_several_folds_is_one_cluster(predictions):
+    """All folds test the same patients: one fold copied three times is no more evidence than the fold itself."""
+    once = predictions[predictions["method"] == "KD"].assign(part=0)
+    copies = pd.concat([once.assign(part=part) for part in range(3)])
+    columns = ["value", "low", "high"]
+    expected, found = (summarise(frame, n_resamples=50)[columns] for frame in (once, copies))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+def test_levels_of_images_without_regions_and_of_survival(predictions, survival):
+    whole = predictions.assign(roi=predictions["id"])
+    assert levels(whole) == ["image"]
+    mixed = predictions.assign(label=(predictions["roi"].str[-1] == "0").astype(int))
+    assert levels(mixed) == ["image", "roi"]
+    assert levels(survival) == ["image", "roi", "patient"]
+    assert levels(survival.assign(roi=survival["id"])) == ["image", "patient"]
+    assert levels(survival.assign(roi=survival["id"], patient=survival["id"])) == ["image"]
+
+
+def test_summary_of_survival_is_the_c_index_within_parts(survival):
+    summary = summarise(survival, n_resamples=20)
+    assert set(summary["metric"]) == {"c_index"} and len(summary) == 5 * 3
+    parts = [aggregate_risks(rows, "patient") for _, rows in survival[survival["method"] == "KD"].groupby("part")]
+    each = [c_index(part["time"], part["event"], part["risk"]) for part in parts]
+    pooled = pd.concat([part.assign(part=number) for number, part in enumerate(parts)])
+    columns = (pooled[name].to_numpy() for name in ("time", "event", "risk", "patient"))
+    expected = bootstrap_c_index(*columns, parts=pooled["part"].to_numpy(), n_resamples=20)
+    row = row_of(summary, method="KD", level="patient")
+    assert row[["value", "low", "high"]].to_dict() == pytest.approx(expected)
+    assert row["mean_over_parts"] == pytest.approx(np.mean(each))
+    assert row["sd_over_parts"] == pytest.approx(np.std(each, ddof=1))
+    assert row["n"] == 17  # the patient without follow-up is left out
+
+
+def test_differences_of_survival(survival):
+    table = differences(survival, "teacher", extra_pairs=single_modality_pairs(survival), n_resamples=20)
+    assert set(table["metric"]) == {"c_index"} and len(table) == (4 + 2) * 3
+    frames = {
+        method: pd.concat(
+            [aggregate_risks(part, "patient").assign(part=number) for number, part in rows.groupby("part")]
+        ).sort_values(["part", "patient"])
+        for method, rows in survival.groupby("method")
+    }
+    a, b = frames["teacher"], frames["genes only"]
+    expected = paired_c_index_difference(
+        a["time"], a["event"], a["risk"], b["risk"], a["patient"], parts=a["part"], n_resamples=20
+    )
+    row = row_of(table, method="teacher", minus="genes only", level="patient")
+    assert {name: row[name] for name in expected} == pytest.approx(expected)
+    with pytest.raises(ParameterError, match='no metric "auc_macro" of survival predictions'):
+        differences(survival, "teacher", metrics=["auc_macro"])
