@@ -22,6 +22,18 @@ def test_help_names_the_three_commands():
         assert command in text
 
 
+def test_files_in_parameters_are_found_from_where_the_command_is_called(tmp_path, monkeypatch):
+    from medkd.cli import _file_made_absolute
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "splits.csv").touch()
+    assert _file_made_absolute("teacher.split_file", "splits.csv") == (
+        "teacher.split_file",
+        str(tmp_path / "splits.csv"),
+    )
+    assert _file_made_absolute("weights", "imagenet") == ("weights", "imagenet")  # no file: a word
+
+
 def test_report_help_tells_the_exit_statuses():
     text = runner.invoke(app, ["report", "--help"]).output
     assert "130 interrupted" in " ".join(text.split())
@@ -36,6 +48,8 @@ def test_report_help_tells_the_exit_statuses():
         (["-p", "epochs"], "-p epochs is no assignment"),
         (["-p", "epochs=0"], "epochs = 0 is not allowed"),
         (["--dataset", "isic2081"], 'did you mean "isic2018"?'),
+        (["--preset", "papr"], 'preset "papr" is unknown; known are quick, paper'),
+        (["-p", "second=proteome", "--dataset", "phantom-glioma"], "proteome"),
         (["--dataset", "isic2018"], "root"),
         (["--dataset", "isic2018", "--root", "/nowhere"], "/nowhere"),
     ],

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import medkd
-from medkd.data.registry import load_cohort
+from medkd.data.cohort import Cohort
+from medkd.data.folds import n_splits
 from medkd.files import write_json
 from medkd.paths import home, reports_dir, runs_dir
 from medkd.report.artifacts import read_index, read_metrics
@@ -18,6 +19,7 @@ from medkd.report.notebooks import NotebookFailure, export_html, run_notebook
 from medkd.report.page import build_page, versions
 from medkd.report.plan import Entry, plan
 from medkd.stages import stage_params
+from medkd.stages.context import cohort_for
 
 
 def run_report(
@@ -61,7 +63,7 @@ def run_report(
         device=device,
         seed=seed,
     )
-    cohorts = {dataset: load_cohort(dataset, root) for dataset in datasets}
+    cohorts = {entry.dataset: _checked_cohort(entry) for entry in entries}
     folder = reports_dir() / name
     done: list[dict[str, Any]] = []
     failure: NotebookFailure | None = None
@@ -102,6 +104,14 @@ def run_report(
     if failure is not None:
         raise failure
     return page
+
+
+def _checked_cohort(entry: Entry) -> Cohort:
+    """The cohort of an entry, once its modalities and split file are found to be there."""
+    params = stage_params()[entry.notebook].checked(entry.parameters)
+    if getattr(params, "split_file", ""):
+        n_splits(params.split_file)
+    return cohort_for(params)
 
 
 def _page(

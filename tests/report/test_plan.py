@@ -3,7 +3,7 @@
 import pytest
 
 from medkd.errors import ParameterError
-from medkd.report.plan import DEFAULT_COHORTS, plan
+from medkd.report.plan import DEFAULT_COHORTS, default_cohorts, plan
 from medkd.stages import stage_params
 
 
@@ -65,3 +65,31 @@ def test_rare_chain_agrees_too():
 def test_a_stage_that_the_plan_does_not_run_takes_no_parameters():
     with pytest.raises(ParameterError, match='unknown parameter "moco.epochs"'):
         plan(["phantom-glioma"], report="q", overrides={"moco.epochs": 3})
+
+
+def test_a_cohort_of_one_vector_modality_runs_the_notebooks_that_serve_it():
+    found = plan(["tcga-gbmlgg"], root="folder", report="q", overrides={})
+    assert [entry.notebook[:2] for entry in found] == ["01", "02", "07"]
+
+
+def test_the_paper_preset_has_the_published_constants_and_agrees_with_itself():
+    """Xing et al. 2023: 30 epochs, 300 candidates, 20 kept, 1,024 negatives, T = 1, a = 1, b = .02; five folds."""
+    found = {
+        entry.notebook: stage_params()[entry.notebook].checked(entry.parameters)
+        for entry in plan(["phantom-glioma"], report="paper", overrides={}, preset="paper")
+    }
+    student, teacher = found["03_distillation"], found["02_teacher_training"]
+    assert (student.epochs, student.n_positives, student.n_selected, student.n_negatives) == (30, 300, 20, 1024)
+    assert (student.temperature, student.kd_weight, student.contrast_weight) == (1.0, 1.0, 0.02)
+    assert (teacher.low_rank_weight, teacher.n_views, teacher.mu, teacher.l1) == (0.1, 4, 1e-5, 3e-4)
+    assert teacher.folds == student.folds == 5
+    assert found["07_evaluation"].of("distillation").config() == student.config()
+    assert student.of("teacher").config() == teacher.config()
+
+
+def test_unknown_presets_and_presets_without_settings_for_a_cohort_are_refused():
+    with pytest.raises(ParameterError, match='preset "papr" is unknown; known are quick, paper'):
+        plan(["phantom-glioma"], report="q", overrides={}, preset="papr")
+    with pytest.raises(ParameterError, match='preset "paper" has no settings for phantom-paired-skin'):
+        plan(["phantom-paired-skin"], report="q", overrides={}, preset="paper")
+    assert default_cohorts("quick") == DEFAULT_COHORTS and default_cohorts("paper") == ("phantom-glioma",)
