@@ -290,12 +290,12 @@ def singular_spectrum(table: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def _plain_heatmap(values: np.ndarray, row_names: Sequence[str], column_names: Sequence[str], ax: Axes) -> Axes:
-    """A wide matrix: a colour bar in place of numbers, and every fourth column named."""
+    """A wide matrix: a colour bar in place of numbers, and every fourth column named, or about thirty of very many."""
     limit = np.nanmax(np.abs(values))
     low, colours = (-limit, "PuOr_r") if np.nanmin(values) < 0 else (0.0, "Blues")
     image = ax.imshow(values, cmap=colours, vmin=low, vmax=limit, aspect="auto", interpolation="nearest")
     ax.figure.colorbar(image, ax=ax, shrink=0.8)
-    places = range(0, len(column_names), 4)
+    places = range(0, len(column_names), max(4, len(column_names) // 30))
     ax.set_xticks(places, labels=[column_names[place] for place in places], rotation=90, fontsize=FONT_POINTS - 3)
     ax.set_yticks(range(len(row_names)), labels=list(row_names))
     return ax
