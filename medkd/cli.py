@@ -36,9 +36,7 @@ def report(
             help="A parameter: `-p epochs=5` for every stage that has it, `-p teacher.epochs=5` for one. Repeatable.",
         ),
     ] = None,
-    preset: Annotated[
-        str, typer.Option(help='"quick", or "paper": the published constants, five folds (under an hour on two cores).')
-    ] = "quick",
+    preset: Annotated[str, typer.Option(help='"quick", or "paper": the published constants and five folds.')] = "quick",
     device: Annotated[str, typer.Option(help='"auto", "cpu", "cuda" or "cuda:1".')] = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Seeds splits, weights, shuffling and augmentation.")] = 0,
     cell_timeout: Annotated[int, typer.Option(min=0, help="Seconds a notebook cell may take; 0 for no limit.")] = 0,

@@ -168,7 +168,7 @@ def test_keys_come_back_in_the_images_order_whatever_order_the_key_encoder_sees(
 
 
 def test_shuffled_keys_share_their_batch_statistics_with_other_images():
-    """Ghost batch norm of two parts: the key of image 0 is normalised with the images that stand beside it in `order`."""
+    """Ghost batch norm of two parts: a key is normalised with the images that stand beside it in `order`."""
     torch.manual_seed(0)
     encoder = nn.Sequential(nn.Conv2d(3, 4, 1), GhostBatchNorm2d(4, 2), nn.Flatten())
     model, views = MoCo(encoder, queue_size=8, dim=4, momentum=1.0), torch.randn(4, 3, 1, 1)
