@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from medkd.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,3 +46,31 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_room(folder: Path, n_bytes: int, *, what: str, remedy: str) -> None:
+    """Refuse to fill a disk.
+
+    Args:
+        folder: where the bytes will lie; must exist.
+        n_bytes: that will be written.
+        what: what they are, plural.
+        remedy: what makes them fewer.
+
+    Raises:
+        DataError: if the disk has less room.
+    """
+    free = shutil.disk_usage(folder).free
+    if n_bytes > free:
+        raise DataError(
+            f"{what} need {n_bytes / 1e9:.2f} GB in {folder}, which has {free / 1e9:.2f} GB free; "
+            f"make room, {remedy}, or set MEDKD_HOME to a folder on a larger disk"
+        )
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`; a second process that asks for it waits."""
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # released by the system when the process ends, however it ends
+        yield

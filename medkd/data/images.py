@@ -6,7 +6,6 @@ import copy
 import hashlib
 import json
 import os
-import shutil
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from tqdm import tqdm
 
 from medkd import paths as places
 from medkd.errors import DataError, ParameterError
-from medkd.files import write_atomically, write_json
+from medkd.files import check_room, write_atomically, write_json
 
 # What Pillow raises on damaged files: SyntaxError comes from its PNG reader, the bomb error from absurd sizes.
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError, UnidentifiedImageError)
@@ -161,12 +160,8 @@ class _Files:
     def _make_room(self, size: int) -> None:
         # A memory map on a full disk does not raise, it kills the process; so the space is counted first.
         self.cache.mkdir(parents=True, exist_ok=True)
-        needed, free = len(self.names) * size * size * 3, shutil.disk_usage(self.cache).free
-        if needed > free:
-            raise DataError(
-                f"the decoded images need {needed / 1e9:.2f} GB in {self.cache}, which has {free / 1e9:.2f} GB free; "
-                "make room, lower image_size, or set MEDKD_HOME to a folder on a larger disk"
-            )
+        n_bytes = len(self.names) * size * size * 3
+        check_room(self.cache, n_bytes, what="the decoded images", remedy="lower image_size")
 
     def _decode(self, part: Path, size: int) -> None:
         pixels = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(len(self.names), size, size, 3))

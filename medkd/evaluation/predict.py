@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from medkd.models.device import autocast
 
 
-def _softmax(scores: Tensor) -> Tensor:
+def class_probabilities(scores: Tensor) -> Tensor:
+    """Raw scores (n, n_classes) as probabilities in float32, rows sum to 1."""
     return scores.float().softmax(dim=1)
 
 
@@ -33,7 +34,7 @@ def predict(
     batch_size: int = 256,
     head: str = "logits",
     features: str = "features",
-    scores: Callable[[Tensor], Tensor] = _softmax,
+    scores: Callable[[Tensor], Tensor] = class_probabilities,
 ) -> Prediction:
     """Run `network` on plain views of these rows; the result does not depend on batch size or order.
 

@@ -119,9 +119,7 @@ class ContrastiveDistillation(nn.Module):
         if selection not in (None, "hard", "mid", "random", "curriculum"):
             raise ParameterError(f'selection "{selection}" is unknown; use "hard", "mid", "random" or "curriculum"')
         with torch.autocast(student.device.type, enabled=False):
-            dtype = self.bank_student.dtype
-            embedded_student = F.normalize(self.embed_student(student.to(dtype)), dim=1)
-            embedded_teacher = F.normalize(self.embed_teacher(teacher.detach().to(dtype)), dim=1)
+            embedded_student, embedded_teacher = self._embed(student, teacher)
             candidates = contrast_rows[:, :n_positives]
             if selection is None:
                 columns = torch.arange(n_positives, device=rows.device).expand(len(rows), -1)
@@ -150,10 +148,7 @@ class ContrastiveDistillation(nn.Module):
         Returns:
             Shape (b, P); large where the teacher finds the candidate close and the student does not.
         """
-        dtype = self.bank_student.dtype
-        embedded_student = F.normalize(self.embed_student(student.to(dtype)), dim=1)
-        embedded_teacher = F.normalize(self.embed_teacher(teacher.to(dtype)), dim=1)
-        return self._discrepancy(embedded_student, embedded_teacher, candidates)
+        return self._discrepancy(*self._embed(student, teacher), candidates)
 
     def get_extra_state(self) -> Tensor:
         """State of the generator that draws positives, so that a resumed run draws the same."""
@@ -162,6 +157,14 @@ class ContrastiveDistillation(nn.Module):
     def set_extra_state(self, state: Tensor) -> None:
         """Go on with the draws of a stored run."""
         self._draws.set_state(state.cpu())
+
+    def _embed(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit embeddings of both features, shape (b, embed_dim) each; the teacher's feature is a constant."""
+        dtype = self.bank_student.dtype
+        return (
+            F.normalize(self.embed_student(student.to(dtype)), dim=1),
+            F.normalize(self.embed_teacher(teacher.detach().to(dtype)), dim=1),
+        )
 
     def _discrepancy(self, embedded_student: Tensor, embedded_teacher: Tensor, candidates: Tensor) -> Tensor:
         by_teacher = _cosines(embedded_teacher, self.bank_teacher, candidates)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import hashlib
 import json
 import string
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
-from medkd.files import write_json
+from medkd.files import locked, write_json
 from medkd.paths import runs_dir
 
 
@@ -134,7 +132,7 @@ def load_or_make(unit: Unit, make: Callable[[Path], dict[str, Any]]) -> Run:
     if (run := load(unit)) is not None:
         return run
     unit.folder.mkdir(parents=True, exist_ok=True)
-    with _locked(unit.folder / ".lock"):
+    with locked(unit.folder / ".lock"):
         if (run := load(unit)) is not None:  # another process finished it while this one waited
             return run
         start = time.monotonic()
@@ -155,10 +153,3 @@ def load_or_make(unit: Unit, make: Callable[[Path], dict[str, Any]]) -> Run:
         write_json(unit.folder / "run.json", record)
     found = load_folder(unit.folder)
     return replace(found, made=True)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # released by the system when the process ends, however it ends
-        yield

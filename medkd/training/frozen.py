@@ -6,12 +6,9 @@ small head (`frozen_head`). A training step then costs less than reading the ima
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,7 +21,7 @@ from medkd import paths
 from medkd.data.cohort import ImageSource
 from medkd.data.views import Augment, ViewDraw, plain_view
 from medkd.errors import DataError, ParameterError
-from medkd.files import write_atomically
+from medkd.files import check_room, locked, write_atomically
 from medkd.models.device import autocast, has_native_bfloat16, to_device
 from medkd.models.encoders import FeatureHead, trunk, trunk_width
 from medkd.models.pretrained import weights_sha256
@@ -151,14 +148,15 @@ def frozen_features(
     ]
     if not all(path.is_file() for path in files):
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / f"{_key(base)}.lock"):  # a second process waits and then loads
+        with locked(folder / f"{_key(base)}.lock"):  # a second process waits and then loads
             missing = [(number, path) for number, path in enumerate(files) if not path.is_file()]
             if missing:
                 images = source.load(size)
                 with torch.random.fork_rng(devices=[]):  # what comes next must not depend on what the cache holds
                     network, dim = trunk(encoder, weights, width=width)
                 network = to_device(network, device).eval()
-                _check_room(folder, len(missing) * len(images) * dim * 2)
+                n_bytes = len(missing) * len(images) * dim * 2
+                check_room(folder, n_bytes, what="the frozen features", remedy="lower n_views")
                 bar = tqdm(
                     total=len(missing) * len(images), desc=title or f"features of {encoder}", unit="image", leave=False
                 )
@@ -212,19 +210,3 @@ def _save(path: Path, features: Tensor) -> None:
 
 def _key(parts: dict[str, object]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
-
-
-def _check_room(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise DataError(
-            f"the frozen features need {needed / 1e9:.2f} GB in {folder}, which has {free / 1e9:.2f} GB free; "
-            "make room, lower n_views, or set MEDKD_HOME to a folder on a larger disk"
-        )
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # released by the system when the process ends, however it ends
-        yield

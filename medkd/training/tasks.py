@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from medkd.errors import DataError
 from medkd.evaluation.metrics import classification_metrics
+from medkd.evaluation.predict import class_probabilities
 from medkd.evaluation.survival import c_index
 from medkd.losses.distillation import distillation_loss
 from medkd.losses.survival import bounded_risk, cox_loss
@@ -73,7 +74,7 @@ class Classification:
 
     def predictions(self, scores: Tensor) -> Tensor:
         """Class probabilities, rows sum to 1."""
-        return scores.float().softmax(dim=1)
+        return class_probabilities(scores)
 
     def numbers(self, rows: Tensor, predicted: np.ndarray) -> dict[str, float]:
         """Balanced accuracy and macro AUC."""

@@ -134,9 +134,7 @@ def test_an_interrupted_build_leaves_no_array_behind(source, cache, monkeypatch)
 
 
 def test_a_disk_without_room_is_refused_before_decoding(source, monkeypatch, count_decodes):
-    monkeypatch.setattr(
-        module.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 5 * 16 * 16 * 3 - 1)
-    )
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 5 * 16 * 16 * 3 - 1))
     with pytest.raises(DataError, match="make room, lower image_size, or set MEDKD_HOME"):
         source.load(16)
     assert count_decodes == []

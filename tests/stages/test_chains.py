@@ -29,15 +29,6 @@ CONTRAST = {"dataset": "phantom-rare-skin", "image_size": 16, "width": 0.125, "d
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """One project folder for the module: stages build on each other's runs as they do in a report."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("MEDKD_HOME", str(tmp_path_factory.mktemp("project")))
-    yield
-    patch.undo()
-
-
-@pytest.fixture(scope="module")
 def teacher(home):
     return TeacherParams(**PAIRED, **TINY)
 

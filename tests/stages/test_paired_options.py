@@ -22,15 +22,6 @@ TINY = {"epochs": 1, "batch_size": 64}
 FEW = {"n_positives": 8, "n_selected": 4, "n_negatives": 16}
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """One project folder for the module: stages build on each other's runs as they do in a report."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("MEDKD_HOME", str(tmp_path_factory.mktemp("project")))
-    yield
-    patch.undo()
-
-
 def students(**changes):
     return DistillationParams(**(PAIRED | TINY | FEW | {"teacher": TINY} | changes))
 
