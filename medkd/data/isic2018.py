@@ -27,6 +27,8 @@ TRUTH = "ISIC2018_Task3_Training_GroundTruth"
 # The tables that tell which images show one lesion, best first: file name -> its column of image ids.
 LESION_TABLES = {"HAM10000_metadata.csv": "image_id", "ISIC2018_Task3_Training_LesionGroupings.csv": "image"}
 EXTRA_COLUMNS = ("age", "sex", "localization")
+SKIP = "skip.txt"
+"""A file of this name in the folder lists image ids, one a line, that are left out: the only way to skip an image."""
 
 CLASSES = ("NV", "MEL", "BKL", "BCC", "AKIEC", "VASC", "DF")
 """By size in the full training set: 6705, 1113, 1099, 514, 327, 142, 115."""
@@ -41,14 +43,16 @@ def read(root: str | Path, *, cache_dir: Path | None = None) -> Cohort:
     Args:
         root: folder with `ISIC2018_Task3_Training_Input/*.jpg` and `ISIC2018_Task3_Training_GroundTruth.csv` (beside it
             or in a folder of its own name). `HAM10000_metadata.csv` or `ISIC2018_Task3_Training_LesionGroupings.csv`
-            gives the lesion of each image; without both every image counts as a lesion and `group` is "image".
+            gives the lesion of each image; without both every image counts as a lesion and `group` is "image". Images
+            that `skip.txt` lists are left out.
         cache_dir: where decoded images go, see `FileImages`.
 
     Returns:
         The cohort, one row an image sorted by id, modality "dermoscopic".
 
     Raises:
-        DataError: if a file or column is missing, a label is not one-hot, or images and rows do not match.
+        DataError: if a file or column is missing, a label is not one-hot, or images and rows do not match; later, when
+            pixels are asked for, if an image cannot be decoded.
     """
     root = existing_folder(root, TITLE)
     beside, inside = root / f"{TRUTH}.csv", root / TRUTH / f"{TRUTH}.csv"
@@ -57,7 +61,12 @@ def read(root: str | Path, *, cache_dir: Path | None = None) -> Cohort:
     )
     truth = truth.sort_values("image", ignore_index=True)
     names = one_hot_classes(truth, CLASSES, key="image", file=f"{TRUTH}.csv")
-    check_files(root / IMAGES, "*.jpg", [f"{image}.jpg" for image in truth["image"]], table=f"{TRUTH}.csv")
+    skipped = _skipped(root, truth["image"])
+    kept = ~np.isin(truth["image"].to_numpy(str), skipped)
+    there = [image for image in skipped if (root / IMAGES / f"{image}.jpg").is_file()]  # a skipped file may be missing
+    expected = [f"{image}.jpg" for image in [*truth["image"][kept], *there]]
+    check_files(root / IMAGES, "*.jpg", expected, table=f"{TRUTH}.csv")
+    truth, names = truth[kept].reset_index(drop=True), names[kept]
 
     table = pd.DataFrame({"id": truth["image"], "label": [CLASSES.index(name) for name in names], "class": names})
     lesions = _lesions(root, table["id"])
@@ -75,14 +84,44 @@ def read(root: str | Path, *, cache_dir: Path | None = None) -> Cohort:
         simulated=False,
         classes=CLASSES,
         table=table,
-        images={"dermoscopic": FileImages(paths, root=root, cache_dir=cache_dir)},
+        images={"dermoscopic": _Images(paths, root=root, cache_dir=cache_dir)},
         base_classes=BASE_CLASSES,
         rare_classes=RARE_CLASSES,
         group="image" if lesions is None else "lesion",
         licence=LICENCE,
         attribution=ATTRIBUTION,
-        settings={"split": "training", "n_images": len(table), "file_pixels": f"{width}x{height}"},
+        settings={
+            "split": "training",
+            "n_images": len(table),
+            "n_skipped": len(skipped),
+            "file_pixels": f"{width}x{height}",
+        },
     )
+
+
+class _Images(FileImages):
+    """Image files whose error tells how to leave a damaged one out."""
+
+    def load(self, size: int) -> np.ndarray:
+        """As `FileImages.load`."""
+        try:
+            return super().load(size)
+        except DataError as error:
+            raise DataError(f"{error}, or list their ids in {SKIP} in that folder to leave them out") from error
+
+
+def _skipped(root: Path, known: pd.Series) -> list[str]:
+    """The ids that `skip.txt` lists, ascending; none without such a file.
+
+    Raises:
+        DataError: if it lists an id that the truth table does not have.
+    """
+    if not (root / SKIP).is_file():
+        return []
+    listed = sorted({line.strip().removesuffix(".jpg") for line in (root / SKIP).read_text().splitlines()} - {""})
+    if unknown := sorted(set(listed) - set(known)):
+        raise DataError(f"{root / SKIP} lists images that {TRUTH}.csv does not have: {first_few(unknown)}; correct it")
+    return listed
 
 
 def existing_folder(root: str | Path, title: str) -> Path:

@@ -1,14 +1,64 @@
-"""Pseudo-labels: a logistic regression on the support set labels every other image."""
+"""Pseudo-labels: a classifier that is fitted to the support set labels every other image."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Hashable, Mapping
+from typing import Literal, TypeVar
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from medkd.errors import DataError, ParameterError, TrainingError
+from medkd.evaluation.probes import unit_rows
+
+Classifier = Literal["lr", "ridge", "centroid"]
+Key = TypeVar("Key", bound=Hashable)
+
+
+def label_tasks(
+    supports: Mapping[Key, tuple[np.ndarray, np.ndarray]],
+    features: np.ndarray,
+    *,
+    n_way: int,
+    classifier: Classifier = "lr",
+    normalize: Literal["none", "l2"] = "none",
+    C: float = 1.0,
+) -> dict[Key, np.ndarray]:
+    """Soft labels of the same images by every task's classifier, from features that were computed once.
+
+    Args:
+        supports: support features (n_support, d) and their classes (n_support,) of each task.
+        features: of the images to label, shape (n, d).
+        n_way: classes, the same for all tasks.
+        classifier: "lr" (`label_with_logistic_regression`), "ridge" (`label_with_ridge`) or "centroid"
+            (`label_with_centroids`).
+        normalize: "l2" gives every feature unit length first; "none" takes them as they are.
+        C: inverse strength of the L2 penalty of "lr" and "ridge".
+
+    Returns:
+        Probabilities (n, n_way) of each task.
+
+    Raises:
+        ParameterError: if `classifier` or `normalize` is unknown. Others: as the classifier.
+    """
+    if classifier not in ("lr", "ridge", "centroid") or normalize not in ("none", "l2"):
+        raise ParameterError(
+            f'classifier = "{classifier}" must be "lr", "ridge" or "centroid", normalize = "{normalize}" "none" or "l2"'
+        )
+    scaled = unit_rows if normalize == "l2" else np.asarray
+    rows = scaled(features)
+    found = {}
+    for key, (support_features, support_labels) in supports.items():
+        support = scaled(support_features)
+        if classifier == "lr":
+            found[key] = label_with_logistic_regression(support, support_labels, rows, n_way=n_way, C=C)
+        elif classifier == "ridge":
+            found[key] = label_with_ridge(support, support_labels, rows, n_way=n_way, C=C)
+        else:
+            found[key] = label_with_centroids(support, support_labels, rows, n_way=n_way)
+    return found
 
 
 def label_with_logistic_regression(
@@ -40,16 +90,7 @@ def label_with_logistic_regression(
     Source:
         Sun et al. 2021, arXiv:2110.04558, section 2.2; C = 1 and raw features as in its code.
     """
-    if not C > 0:
-        raise ParameterError(f"C, the inverse strength of the penalty, must be positive; got {C}, the paper uses 1")
-    missing = sorted(set(range(n_way)) ^ set(np.unique(support_labels).tolist()))
-    if n_way < 2 or missing:
-        raise DataError(
-            f"a support set of n_way={n_way} (2 or more) needs images of every class 0 to {n_way - 1} and of no other; "
-            f"class(es) {missing} do not fit, draw the support set again"
-        )
-    if not (np.isfinite(support_features).all() and np.isfinite(features).all()):
-        raise TrainingError("the features to label hold nan or infinity; train the encoder again with a lower lr")
+    _check(support_features, support_labels, features, n_way, C)
     classifier = LogisticRegression(C=C, max_iter=max_iter)
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)
@@ -62,3 +103,60 @@ def label_with_logistic_regression(
                 f"max_iter={max_iter} iterations; raise max_iter or lower C={C}"
             ) from None
     return classifier.predict_proba(np.asarray(features, np.float64))
+
+
+def label_with_ridge(
+    support_features: np.ndarray, support_labels: np.ndarray, features: np.ndarray, *, n_way: int, C: float = 1.0
+) -> np.ndarray:
+    """Soft labels from ridge regression on one-hot targets, with a free intercept.
+
+    The scores of an image sum to 1 by themselves; negative ones are set to 0 and the rest is scaled to sum to 1, so
+    that no temperature has to be chosen.
+
+    Args, returns and errors: as `label_with_logistic_regression`; the penalty is |W|^2 / C.
+
+    Source:
+        Bertinetto et al. 2019, arXiv:1805.08136 (the dual form, which inverts an n_support x n_support matrix).
+    """
+    _check(support_features, support_labels, features, n_way, C)
+    support, rows = np.asarray(support_features, np.float64), np.asarray(features, np.float64)
+    targets = np.eye(n_way)[support_labels]
+    centre, mean = support.mean(axis=0), targets.mean(axis=0)
+    support, rows = support - centre, rows - centre
+    dual = np.linalg.solve(support @ support.T + np.eye(len(support)) / C, targets - mean)
+    scores = np.clip(mean + rows @ (support.T @ dual), 0, None)
+    return scores / scores.sum(axis=1, keepdims=True)
+
+
+def label_with_centroids(
+    support_features: np.ndarray, support_labels: np.ndarray, features: np.ndarray, *, n_way: int
+) -> np.ndarray:
+    """Soft labels: softmax over minus the squared distance to the mean support feature of each class.
+
+    Args, returns and errors: as `label_with_logistic_regression`.
+
+    Source:
+        Snell, Swersky, Zemel 2017, arXiv:1703.05175, eq. 2.
+    """
+    _check(support_features, support_labels, features, n_way, 1.0)
+    support, rows = np.asarray(support_features, np.float64), np.asarray(features, np.float64)
+    prototypes = np.stack([support[support_labels == label].mean(axis=0) for label in range(n_way)])
+    # |x|^2 is common to all classes and leaves the softmax as it is
+    scores = 2 * rows @ prototypes.T - (prototypes**2).sum(axis=1)
+    scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return scores / scores.sum(axis=1, keepdims=True)
+
+
+def _check(
+    support_features: np.ndarray, support_labels: np.ndarray, features: np.ndarray, n_way: int, C: float
+) -> None:
+    if not C > 0:
+        raise ParameterError(f"C, the inverse strength of the penalty, must be positive; got {C}, the paper uses 1")
+    missing = sorted(set(range(n_way)) ^ set(np.unique(support_labels).tolist()))
+    if n_way < 2 or missing:
+        raise DataError(
+            f"a support set of n_way={n_way} (2 or more) needs images of every class 0 to {n_way - 1} and of no other; "
+            f"class(es) {missing} do not fit, draw the support set again"
+        )
+    if not (np.isfinite(support_features).all() and np.isfinite(features).all()):
+        raise TrainingError("the features to label hold nan or infinity; train the encoder again with a lower lr")

@@ -1,4 +1,4 @@
-"""Contrast of query and key embeddings: InfoNCE against a queue, and two numbers that describe the embedding."""
+"""Contrast of embeddings: InfoNCE against a queue, NT-Xent inside a batch, and two numbers that describe them."""
 
 from __future__ import annotations
 
@@ -45,6 +45,46 @@ def info_nce(query: Tensor, key: Tensor, queue: Tensor, *, temperature: float) -
         logits = torch.cat([positive, query @ queue.T], dim=1) / temperature  # (n, 1 + queue_size)
     target = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
     return F.cross_entropy(logits, target), logits
+
+
+def nt_xent(first: Tensor, second: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
+    r"""Find each view's partner among all other views of the batch, in both directions; mean over the 2n views.
+
+    Args:
+        first: unit rows, one view of each image, shape (n, d), n >= 2.
+        second: unit rows of another view of the same images, same shape.
+        temperature: tau, > 0 (SimCLR: 0.1 to 0.5).
+
+    Returns:
+        The loss (scalar, nats) and the logits of `first`, shape (n, 2n - 1), column 0 the partner; at least float32.
+
+    Raises:
+        MedkdError: if the shapes differ or the batch has one image, or `temperature` is not positive (ParameterError).
+
+    Source:
+        Chen et al. 2020 (SimCLR), arXiv:2002.05709, eq. 1.
+    """
+    if not temperature > 0:
+        raise ParameterError(f"temperature must be positive, got {temperature}; SimCLR uses 0.1 to 0.5")
+    if first.shape != second.shape or len(first) < 2:
+        raise MedkdError(
+            f"both views must have one shape (n, d) with n >= 2; got {tuple(first.shape)} and {tuple(second.shape)}: "
+            "enlarge the batch"
+        )
+    with torch.autocast(first.device.type, enabled=False):
+        rows = torch.cat([first, second])
+        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        n = len(first)
+        # a view is no candidate for itself
+        similarity = (rows @ rows.T / temperature).masked_fill(
+            torch.eye(2 * n, dtype=torch.bool, device=rows.device), float("-inf")
+        )
+        partner = torch.arange(2 * n, device=rows.device).roll(n)
+        loss = F.cross_entropy(similarity, partner)
+    positive = similarity[:n].gather(1, partner[:n, None])
+    others = torch.ones(n, 2 * n, dtype=torch.bool, device=rows.device)
+    others.scatter_(1, partner[:n, None], False).scatter_(1, torch.arange(n, device=rows.device)[:, None], False)
+    return loss, torch.cat([positive, similarity[:n][others].view(n, 2 * n - 2)], dim=1)
 
 
 def alignment(query: Tensor, key: Tensor) -> Tensor:

@@ -78,6 +78,27 @@ def released_pseudo_label_loss(logits: Tensor, target: Tensor, *, mix: float) ->
     return RELEASED_TEMPERATURE**2 * F.kl_div(log_student, log_target, reduction="batchmean", log_target=True)
 
 
+def feature_loss(features: Tensor, teacher_features: Tensor) -> Tensor:
+    """Mean absolute difference between the student's and the teacher's features, over images and dimensions.
+
+    Args:
+        features: of the student, shape (n, d), not normalised.
+        teacher_features: of the same images from the URL encoder, same shape, taken as constants.
+
+    Raises:
+        MedkdError: if the shapes differ.
+
+    Source:
+        L_reg of Sun et al. 2024, Table 7 row d; what is averaged is not published.
+    """
+    if features.shape != teacher_features.shape:
+        raise MedkdError(
+            f"student and URL features must have one shape (n, d); got {tuple(features.shape)} and "
+            f"{tuple(teacher_features.shape)}: train both with the same encoder, width and projection"
+        )
+    return F.l1_loss(_full(features), _full(teacher_features).detach())
+
+
 @torch.no_grad()
 def dispersion(
     features: Tensor, hard_labels: Tensor, n_way: int, *, kind: Literal["feature_var", "norm_var"] = "feature_var"

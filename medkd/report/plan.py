@@ -44,9 +44,8 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "self_distillation": {"epochs": 5},
     },
     "isic2018": {
-        "*": {"n_tasks": 1},
-        "moco": {"epochs": 12, "batch_size": 128, "lr": 0.12},
-        "self_distillation": {"epochs": 12, "batch_size": 128, "lr": 0.12, "dic_every": 3},
+        "*": {"k_shots": [1, 3, 5], "n_tasks": 3, "epochs": 8, "batch_size": 128, "lr": 0.06, "warmup_epochs": 2},
+        "self_distillation": {"dic_every": 4},
     },
     "milk10k": {"*": {"epochs": 12, "folds": 1}},
     "milk10k-5": {"*": {"epochs": 12, "folds": 1}},

@@ -1,12 +1,13 @@
-"""Stage 04: MoCo learns a representation on the common classes without their labels (URL)."""
+"""Stage 04: contrast learns a representation on the common classes without their labels (URL)."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from medkd.data.folds import split_rows
 from medkd.evaluation.predict import encode
@@ -14,12 +15,12 @@ from medkd.evaluation.probes import collapse_std, knn_accuracy
 from medkd.files import write_table, write_tensors
 from medkd.stages.context import Context, seed_for
 from medkd.stages.paired import tensor_rows
-from medkd.stages.rare import ContrastParams, build_moco, images_of, optimiser, schedule_of
+from medkd.stages.rare import ContrastParams, build_moco, build_simclr, images_of, optimiser, schedule_of
 from medkd.stages.store import Run, Unit, load_or_make
 from medkd.training.loop import fit
 from medkd.training.moco import MocoStep
 
-VERSION = 1
+VERSION = 2
 PROBE_ROWS = 2000
 """The kNN monitor looks at no more common images than this, so that it stays cheap on large cohorts."""
 
@@ -29,18 +30,26 @@ class MocoParams(ContrastParams):
 
     stage: ClassVar[str] = "04_moco_url"
 
+    objective: Literal["moco", "simclr"] = Field(
+        "moco", description='"moco" (momentum encoder and queue) or "simclr" (contrast inside the batch)'
+    )
+
+
+TITLES = {"moco": "MoCo URL", "simclr": "SimCLR URL"}
+
 
 def pretrain(params: MocoParams) -> Run:
     """The finished URL run: loaded if it exists, trained if not."""
     context = Context.of(params, "rare")
-    unit = Unit(params.stage, VERSION, params.config(), context.cohort.fingerprint, title="MoCo URL")
+    unit = Unit(params.stage, VERSION, params.config(), context.cohort.fingerprint, title=TITLES[params.objective])
     return load_or_make(unit, lambda folder: _train(context, folder))
 
 
 def _train(context: Context, folder: Path) -> dict[str, Any]:
     params, cohort, device = context.params, context.cohort, context.device
     base = cohort.rows_of(cohort.base_classes)
-    images, moco = images_of(context), build_moco(context, "url")
+    build = {"moco": build_moco, "simclr": build_simclr}[params.objective]
+    images, moco = images_of(context), build(context, "url")
     bank, probe = _probe_rows(context, base)
     labels = cohort.labels
 
@@ -66,7 +75,7 @@ def _train(context: Context, folder: Path) -> dict[str, Any]:
         schedule=schedule_of(params),
         seed=seed_for(params.seed, "url"),
         folder=folder,
-        title="MoCo URL",
+        title=TITLES[params.objective],
     )
     everything = torch.arange(len(cohort))
     features = encode(moco.query_encoder, images, everything, device=device, precision=params.precision)

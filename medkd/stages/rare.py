@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
+from torch import nn
 
 from medkd.data.views import HYBRID
+from medkd.data.views import MOCO_V2 as STRONG
 from medkd.models.device import to_device
 from medkd.models.encoders import build_image_encoder
 from medkd.models.momentum import MoCo
 from medkd.stages.context import Context, generator_for, seed_for
 from medkd.stages.params import StageParams, shared
+from medkd.stages.store import Run
 from medkd.training.inputs import ImageModality
-from medkd.training.loop import SCHEDULES
+from medkd.training.loop import SCHEDULES, Schedule
+from medkd.training.simclr import SimCLR
 
 DIM = 128
 """Length of the encoder's output, which is contrasted after normalisation and classified without."""
@@ -31,15 +37,23 @@ class RareParams(StageParams):
 
 
 class ContrastParams(RareParams):
-    """Parameters of a training run with the contrastive loss (paper: 200 epochs, batch 16, momentum .999)."""
+    """Parameters of a training run with the contrastive loss; `PAPER` and `MOCO_V2` hold published settings."""
 
-    epochs: int = Field(10, description="passes over the common classes", ge=1)
-    batch_size: int = Field(64, description="images a step", ge=2)
-    lr: float = Field(0.06, description="learning rate of SGD at the start", gt=0)
+    epochs: int = Field(10, description="passes over the common classes (paper: 200)", ge=1)
+    batch_size: int = Field(64, description="images a step (paper: 16)", ge=2)
+    lr: float = Field(0.06, description="learning rate of SGD at the start (paper: .03)", gt=0)
     sgd_momentum: float = Field(0.9, description="momentum of SGD", ge=0, lt=1)
     weight_decay: float = Field(1e-4, description="L2 penalty of SGD", ge=0)
     schedule: Literal["step", "cosine"] = Field(
-        "cosine", description='"step" (times 0.1 at 60% and 80% of the epochs, MoCo v1) or "cosine"'
+        "cosine", description='"step" (times 0.1 at 60% and 80% of the epochs, MoCo v1) or "cosine" (MoCo v2)'
+    )
+    warmup_epochs: int = Field(0, description="epochs in which the learning rate climbs to its start (paper: 0)", ge=0)
+    augmentation: Literal["paper", "strong"] = Field(
+        "paper", description='"paper" (crop, jitter, blur, flip) or "strong" (hue and grey added, MoCo v2)'
+    )
+    projection: Literal["linear", "mlp"] = Field(
+        "linear",
+        description='"linear": the encoder\'s last layer is contrasted (MoCo v1); "mlp": a head on it (MoCo v2)',
     )
     queue_size: int = Field(1280, description="keys in the queue (MoCo's K)", ge=1)
     momentum: float = Field(
@@ -51,18 +65,50 @@ class ContrastParams(RareParams):
     )
 
 
+PAPER = {
+    "image_size": 224,
+    "width": 1.0,
+    "epochs": 200,
+    "batch_size": 16,
+    "lr": 0.03,
+    "schedule": "step",
+    "momentum": 0.999,
+}
+"""What differs from the quick settings in Sun et al. 2021 and 2024 (MoCo v1 on ISIC 2018, four GPUs)."""
+
+MOCO_V2 = {"projection": "mlp", "schedule": "cosine", "augmentation": "strong", "temperature": 0.2}
+"""MoCo v2's changes (Chen et al. 2020, arXiv:2003.04297)."""
+
+AUGMENTATIONS = {"paper": HYBRID, "strong": STRONG}
+
+
 def images_of(context: Context) -> ImageModality:
-    """All images of the cohort, at the stage's size."""
+    """All images of the cohort, at the stage's size, with the stage's augmentation (the paper's if it has none)."""
     (name,) = context.cohort.images
-    return ImageModality(context.cohort.images[name].load(context.params.image_size), HYBRID, context.device)
+    augment = AUGMENTATIONS[getattr(context.params, "augmentation", "paper")]
+    return ImageModality(context.cohort.images[name].load(context.params.image_size), augment, context.device)
+
+
+def build_encoder(params: Any) -> tuple[nn.Module, nn.Module | None, int]:
+    """A fresh encoder, its projection head (None for a linear projection) and the length of its features.
+
+    With projection "mlp" the encoder gives the pooled features, and the head is linear, ReLU, linear to `DIM`.
+    """
+    encoder = build_image_encoder(params.encoder, dim=DIM, width=params.width, bn_splits=params.bn_splits)
+    if params.projection == "linear":
+        return encoder, None, DIM
+    name, last = [(name, module) for name, module in encoder.named_modules() if isinstance(module, nn.Linear)][-1]
+    encoder.set_submodule(name, nn.Identity())
+    n_features = last.in_features
+    head = nn.Sequential(nn.Linear(n_features, n_features), nn.ReLU(inplace=True), nn.Linear(n_features, DIM))
+    return encoder, head, n_features
 
 
 def build_moco(context: Context, *purpose: object) -> MoCo:
     """A freshly initialised MoCo on the device; the same `purpose` gives the same weights and queue."""
     params = context.params
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_for(params.seed, "weights", *purpose))
-        encoder = build_image_encoder(params.encoder, dim=DIM, width=params.width, bn_splits=params.bn_splits)
+    with seeded_weights(params.seed, *purpose):
+        encoder, head, _ = build_encoder(params)
     moco = MoCo(
         encoder,
         queue_size=params.queue_size,
@@ -70,8 +116,33 @@ def build_moco(context: Context, *purpose: object) -> MoCo:
         momentum=params.momentum,
         temperature=params.temperature,
         generator=generator_for(params.seed, "queue", *purpose),
+        projection_head=head,
     )
     return to_device(moco, context.device)
+
+
+def build_simclr(context: Context, *purpose: object) -> SimCLR:
+    """A freshly initialised SimCLR on the device; its projection head is always an MLP, as in its paper."""
+    params = context.params
+    with seeded_weights(params.seed, *purpose):
+        encoder, head, _ = build_encoder(params.model_copy(update={"projection": "mlp"}))
+    return to_device(SimCLR(encoder, head, temperature=params.temperature), context.device)
+
+
+def trained_encoder(context: Context, run: Run, params: ContrastParams) -> nn.Module:
+    """The query encoder of a finished URL run that was made with `params`, in eval mode on the stage's device."""
+    mlp = getattr(params, "objective", "moco") == "simclr"
+    encoder, _, _ = build_encoder(params.model_copy(update={"projection": "mlp"}) if mlp else params)
+    encoder.load_state_dict(run.tensors("model"))
+    return to_device(encoder, context.device).eval()
+
+
+@contextmanager
+def seeded_weights(seed: int, *purpose: object) -> Iterator[None]:
+    """Weights that are drawn inside depend on seed and purpose only, and disturb no other random numbers."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(seed, "weights", *purpose))
+        yield
 
 
 def optimiser(parameters: Any, params: ContrastParams) -> torch.optim.Optimizer:
@@ -84,6 +155,11 @@ def optimiser(parameters: Any, params: ContrastParams) -> torch.optim.Optimizer:
     )
 
 
-def schedule_of(params: ContrastParams) -> Any:
-    """The schedule the parameters name."""
-    return SCHEDULES[params.schedule]
+def schedule_of(params: ContrastParams) -> Schedule:
+    """The schedule the parameters name, with a linear warm-up by epochs in front of it."""
+    base, warmup = SCHEDULES[params.schedule], params.warmup_epochs
+
+    def factor(epoch: int, n_epochs: int) -> float:
+        return min(1.0, (epoch + 1) / (warmup + 1)) * base(epoch, n_epochs)
+
+    return factor

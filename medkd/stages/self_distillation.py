@@ -1,13 +1,17 @@
-"""Stage 06: hybrid self-distillation, one student for each task, with and without DIC."""
+"""Stage 06: hybrid self-distillation, one student for each task, and which methods it is compared with."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
+import numpy as np
 import torch
 from pydantic import Field
 
+from medkd.data.episodes import FewShotTask
 from medkd.evaluation.predict import encode
 from medkd.files import write_json, write_table, write_tensors
 from medkd.models.device import to_device
@@ -15,15 +19,58 @@ from medkd.stages.context import Context, generator_for, seed_for
 from medkd.stages.moco_url import MocoParams, pretrain
 from medkd.stages.paired import tensor_rows
 from medkd.stages.params import shared
-from medkd.stages.pseudo_labelling import PseudoLabelParams, label_run, rows_by_id, task_of, url_features
-from medkd.stages.rare import DIM, ContrastParams, build_moco, images_of, optimiser, schedule_of
+from medkd.stages.pseudo_labelling import PseudoLabelParams, label_run, read_labels, url_features
+from medkd.stages.pseudo_labelling import drawn_task as draw
+from medkd.stages.rare import MOCO_V2, ContrastParams, build_moco, images_of, optimiser, schedule_of
+from medkd.stages.rare_baselines import BaselineParams
 from medkd.stages.store import Run, Unit, load_or_make
 from medkd.training.loop import fit
 from medkd.training.self_distillation import HybridStudent, SelfDistillationStep
 
-VERSION = 1
+VERSION = 2
+SHOWN_BASE_ROWS = 1000
+"""Common images whose features a student's run keeps, for pictures; the rare ones are kept all."""
 
-VARIANTS = {"hybrid": "Hbr.Dst.", "hybrid_dic": "Hbr.Dst.-DIC"}
+
+@dataclass(frozen=True)
+class Variant:
+    """One kind of student.
+
+    Attributes:
+        title: in tables and figures.
+        contrast: whether the contrastive loss is there.
+        features: True: L1 distance to the URL features in place of the pseudo-labels; there is no classifier then.
+        imbalance: see `SelfDistillationStep`.
+    """
+
+    title: str
+    contrast: bool = True
+    features: bool = False
+    imbalance: Literal["none", "dic", "ddl"] = "none"
+
+
+STUDENTS = {
+    "cls": Variant("cls only", contrast=False),
+    "reg": Variant("con + L1", features=True),
+    "hybrid": Variant("Hbr.Dst."),
+    "hybrid_ddl": Variant("Hbr.Dst.-DDL", imbalance="ddl"),
+    "hybrid_dic": Variant("Hbr.Dst.-DIC", imbalance="dic"),
+}
+VARIANTS = {name: variant.title for name, variant in STUDENTS.items()}
+"""Names of the students; "cls" and "reg" are rows b and d of Table 7 in Sun et al. 2024."""
+
+METHODS = {
+    "scratch": "scratch",
+    "protonet": "ProtoNet",
+    "srl_simple": "SRL-simple",
+    "srl_distill": "SRL-distill",
+    "simclr": "SimCLR + LR",
+    "moco_v2": "MoCo v2 + LR",
+    "moco_v1": "MoCo + LR",
+    **VARIANTS,
+    "oracle": "oracle",
+}
+"""Every method of the comparison by its name in `methods`, in the order of the journal's Table 1."""
 
 
 class SelfDistillationParams(ContrastParams):
@@ -33,6 +80,7 @@ class SelfDistillationParams(ContrastParams):
     upstream: ClassVar[dict] = {"moco": MocoParams, "pseudo_labels": PseudoLabelParams}
 
     epochs: int = Field(6, description="passes over the common classes (paper: 200)", ge=1)
+    warmup_epochs: int = Field(1, description="epochs in which the learning rate climbs to its start (paper: 0)", ge=0)
     k_shots: list[int] = Field(
         [5], description="labelled images a rare class (K) to run", json_schema_extra={"shared": True, "unkeyed": True}
     )
@@ -40,22 +88,89 @@ class SelfDistillationParams(ContrastParams):
         2, description="random tasks for each K", ge=1, json_schema_extra={"shared": True, "unkeyed": True}
     )
     by_lesion: bool = shared(True, "keep other images of a support lesion out of the query set")
-    variants: list[Literal["hybrid", "hybrid_dic"]] = Field(
-        ["hybrid", "hybrid_dic"],
-        description="without and with imbalance correction (DIC)",
+    methods: list[
+        Literal[
+            "scratch",
+            "protonet",
+            "srl_simple",
+            "srl_distill",
+            "simclr",
+            "moco_v2",
+            "moco_v1",
+            "cls",
+            "reg",
+            "hybrid",
+            "hybrid_ddl",
+            "hybrid_dic",
+            "oracle",
+        ]
+    ] = Field(
+        ["moco_v1", "hybrid", "hybrid_dic"],
+        description="what is compared; all names: METHODS of stages/self_distillation",
         json_schema_extra={"unkeyed": True},
     )
-    hard: bool = Field(True, description="train towards the arg max of a pseudo-label (True) or the soft label")
+    heads: list[Literal["direct", "refit"]] = Field(
+        ["direct"],
+        description='students classify by "direct" (their own classifier), "refit" (a new one on the support set)',
+        min_length=1,
+        json_schema_extra={"unkeyed": True},
+    )
+    labels: Literal["soft", "hard", "adaptive_soft", "adaptive_hard"] = Field(
+        "adaptive_hard", description='target: "soft", "hard" (arg max), "adaptive_soft" or "adaptive_hard"'
+    )
     mix: float = Field(
         0.7,
-        description="share of the student's own prediction in its target at the end (alpha_T); 0 is not adaptive",
+        description="adaptive: share of the student's own prediction in the target at the end (alpha_T)",
         ge=0,
         le=1,
     )
-    dic_gamma: float = Field(0.1, description="gamma of DIC", gt=0, le=1)
-    dic_every: int = Field(2, description="epochs between two measurements of the dispersion", ge=1)
+    loss: Literal["paper", "released"] = Field(
+        "paper",
+        description='"paper" (cross-entropy on logits) or "released" (softmax twice at temperature 2, as in the code)',
+    )
+    classification_weight: float = Field(
+        1.0, description="weight of the classification (or L1) loss beside the contrastive one (paper: 1)", gt=0
+    )
+    gamma: float = Field(0.1, description="strength of the imbalance correction (DIC, DDL)", gt=0, le=1)
+    temperature_form: Literal["paper", "released"] = Field(
+        "paper", description='temperatures of DIC and DDL by the "paper" or the "released" code'
+    )
+    dispersion: Literal["feature_var", "norm_var"] = Field(
+        "feature_var", description='DIC: variance of unit features ("feature_var") or of their length ("norm_var")'
+    )
+    dic_every: int = Field(2, description="DIC: epochs between two measurements of the dispersion", ge=1)
     moco: dict = Field({}, description="parameters of 04_moco_url that differ from its defaults")
     pseudo_labels: dict = Field({}, description="parameters of 05_pseudo_labelling that differ from its defaults")
+    baselines: dict = Field(
+        {},
+        description="parameters of the comparison methods that differ from those of 04_moco_url",
+        json_schema_extra={"unkeyed": True},
+    )
+
+    @classmethod
+    def checked(cls, values: Mapping[str, Any]) -> Self:
+        """As `StageParams.checked`; a wrong parameter of a comparison method is refused here too."""
+        params = super().checked(values)
+        params.baseline_params()
+        return params
+
+    def baseline_params(self) -> BaselineParams:
+        """Parameters of the comparison methods: those of the URL run, then the overrides in `baselines`."""
+        url = self.of("moco").model_dump(include=set(BaselineParams.model_fields))
+        return BaselineParams.checked(url | {"by_lesion": self.by_lesion} | self.baselines)
+
+    def moco_v2_params(self) -> MocoParams:
+        """Parameters of the MoCo v2 run: the URL run's with MoCo v2's changes."""
+        return self.of("moco").model_copy(update=MOCO_V2)
+
+    def simclr_params(self) -> MocoParams:
+        """Parameters of the SimCLR run: the URL run's, with the augmentation that SimCLR was published with."""
+        return self.of("moco").model_copy(
+            update={"objective": "simclr", "augmentation": "strong", "temperature": SIMCLR_TEMPERATURE}
+        )
+
+
+SIMCLR_TEMPERATURE = 0.1
 
 
 def self_distil(params: SelfDistillationParams) -> dict[tuple[str, int, int], Run]:
@@ -67,77 +182,110 @@ def self_distil(params: SelfDistillationParams) -> dict[tuple[str, int, int], Ru
     for k_shot in params.k_shots:
         for task in range(params.n_tasks):
             labels = label_run(labelling, url, k_shot, task)
-            for variant in params.variants:
-                runs[variant, k_shot, task] = _student_run(context, url, labels, variant, k_shot, task)
+            drawn = draw(labelling, k_shot, task)
+            for name in params.methods:
+                if name in STUDENTS:
+                    runs[name, k_shot, task] = student_run(context, url, labels, name, drawn)
     return runs
+
+
+def student_run(context: Context, url: Run, labels: Run, name: str, drawn: FewShotTask) -> Run:
+    """The student `name` of one task, trained on these labels.
+
+    Raises:
+        DataError: the labels are not those of the task, see `read_labels`.
+    """
+    params = context.params
+    config = _config(params, STUDENTS[name]) | {"variant": name, "k_shot": drawn.k_shot, "task": drawn.task}
+    title = f"{STUDENTS[name].title} K={drawn.k_shot}, task {drawn.task}"
+    unit = Unit(params.stage, VERSION, config, context.cohort.fingerprint, [labels], title)
+    return load_or_make(unit, lambda folder: _train(context, url, labels, STUDENTS[name], drawn, folder, title))
+
+
+def _config(params: SelfDistillationParams, variant: Variant) -> dict[str, Any]:
+    """The configuration without what the variant does not use."""
+    unused = set() if variant.imbalance == "dic" else {"dispersion", "dic_every"}
+    unused |= {"gamma", "temperature_form"} if variant.imbalance == "none" else set()
+    unused |= {"labels", "mix", "loss"} if variant.features else set()
+    unused |= set() if params.labels.startswith("adaptive") else {"mix"}
+    unused |= set() if variant.contrast else {"queue_size", "momentum", "temperature", "classification_weight"}
+    return {name: value for name, value in params.config().items() if name not in unused}
 
 
 def _build(context: Context, n_way: int, task: int) -> HybridStudent:
     moco = build_moco(context, "student", task)
-    return to_device(
-        HybridStudent(moco, DIM, n_way, generator_for(context.params.seed, "classifier", task)), context.device
-    )
-
-
-def _student_run(context: Context, url: Run, labels: Run, variant: str, k_shot: int, task: int) -> Run:
-    params = context.params
-    config = params.config() | {"variant": variant, "k_shot": k_shot, "task": task}
-    if variant == "hybrid":
-        config = {name: value for name, value in config.items() if not name.startswith("dic_")}
-    title = f"{VARIANTS[variant]} K={k_shot}, task {task}"
-    unit = Unit(params.stage, VERSION, config, context.cohort.fingerprint, [labels], title)
-    return load_or_make(unit, lambda folder: _train(context, url, labels, variant, task, folder, title))
+    with torch.no_grad():  # the length of a feature depends on encoder and projection
+        size = context.params.image_size
+        moco.eval()
+        n_features = moco.query_encoder(torch.zeros(1, 3, size, size, device=context.device)).shape[1]
+        moco.train()
+    generator = generator_for(context.params.seed, "classifier", task)
+    return to_device(HybridStudent(moco, n_features, n_way, generator), context.device)
 
 
 def _train(
-    context: Context, url: Run, labels: Run, variant: str, task: int, folder: Path, title: str
+    context: Context, url: Run, labels: Run, variant: Variant, drawn: FewShotTask, folder: Path, title: str
 ) -> dict[str, Any]:
     params, cohort, device = context.params, context.cohort, context.device
-    drawn = task_of(labels)
-    frame = labels.table("pseudo_labels")
-    base = rows_by_id(cohort, frame["id"])
+    base, found = read_labels(cohort, labels, drawn)
     soft = torch.zeros(len(cohort), len(drawn.classes))
-    soft[base] = torch.from_numpy(frame[[f"p_{name}" for name in drawn.classes]].to_numpy("float32"))
-    images, student = images_of(context), _build(context, len(drawn.classes), task)
-    train_rows = tensor_rows(base)
+    soft[base] = torch.from_numpy(found.astype(np.float32))
+    images, student = images_of(context), _build(context, len(drawn.classes), drawn.task)
+    features = torch.from_numpy(url_features(cohort, url))
     step = SelfDistillationStep(
         student,
         images,
         soft,
-        train_rows,
-        hard=params.hard,
+        tensor_rows(base),
+        labels=params.labels,
         mix=params.mix,
-        dic_gamma=params.dic_gamma if variant == "hybrid_dic" else 0.0,
+        form=params.loss,
+        weight=params.classification_weight if variant.contrast else 1.0,
+        contrast=variant.contrast,
+        teacher_features=features if variant.features else None,
+        imbalance=variant.imbalance,
+        gamma=params.gamma,
+        dispersion_kind=params.dispersion,
+        temperature_form=params.temperature_form,
         dic_every=params.dic_every,
         device=device,
         precision=params.precision,
     )
-    if variant == "hybrid_dic":  # until the student has features worth measuring, those of the URL encoder stand in
-        step.set_dispersion(torch.from_numpy(url_features(cohort, url)[base]), soft[base].argmax(dim=1))
+    if variant.imbalance == "dic":  # until the student has features worth measuring, those of the URL encoder stand in
+        step.measure(features[base])
     history = fit(
         step,
-        train_rows,
+        tensor_rows(base),
         optimiser(student.parameters(), params),
         epochs=params.epochs,
         batch_size=params.batch_size,
         schedule=schedule_of(params),
-        seed=seed_for(params.seed, "self-distillation", task),
+        seed=seed_for(params.seed, "self-distillation", drawn.task),
         folder=folder,
         title=title,
+        ids=cohort.table["id"].tolist(),
     )
-    rare = tensor_rows(cohort.rows_of(cohort.rare_classes))
-    features = encode(student.moco.query_encoder, images, rare, device=device, precision=params.precision)
+    kept_rows = tensor_rows(shown_rows(context))
+    kept = encode(student.moco.query_encoder, images, kept_rows, device=device, precision=params.precision)
     write_json(folder / "task.json", drawn.to_json())
     write_table(folder / "history.csv", history)
-    write_table(folder / "ids.csv", cohort.table.iloc[rare.numpy()][["id"]])
-    kept = {
+    write_table(folder / "ids.csv", cohort.table.iloc[kept_rows.numpy()][["id"]])
+    weights = {
         name: value
         for name, value in student.state_dict().items()
         if name.startswith(("moco.query_encoder.", "classifier."))
     }
-    write_tensors(folder / "model.safetensors", kept)
-    write_tensors(folder / "features.safetensors", {"features": torch.from_numpy(features)})
+    write_tensors(folder / "model.safetensors", weights)
+    write_tensors(folder / "features.safetensors", {"features": torch.from_numpy(kept)})
     last = history.iloc[-1]
-    return {name: float(last[name]) for name in ("loss", "contrast", "classification", "agreement")} | {
-        "n_train": len(base)
-    }
+    wanted = ("loss", "contrast", "classification", "feature_l1", "agreement", "feature_norm")
+    return {name: float(last[name]) for name in wanted if name in history} | {"n_train": len(base)}
+
+
+def shown_rows(context: Context) -> np.ndarray:
+    """Row numbers whose features a student's run keeps: every rare image and up to `SHOWN_BASE_ROWS` common ones."""
+    cohort = context.cohort
+    base = np.random.default_rng(seed_for(context.params.seed, "shown")).permutation(
+        cohort.rows_of(cohort.base_classes)
+    )
+    return np.sort(np.concatenate([cohort.rows_of(cohort.rare_classes), base[:SHOWN_BASE_ROWS]]))

@@ -1,4 +1,4 @@
-"""MoCo: unsupervised representation learning (URL) on the common classes."""
+"""Unsupervised representation learning (URL) on the common classes, with MoCo or SimCLR."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from medkd.losses.contrastive import alignment, uniformity
 from medkd.models.device import autocast
 from medkd.models.momentum import MoCo
 from medkd.training.inputs import ImageModality
+from medkd.training.simclr import SimCLR
 
 
 class MocoStep:
     """One step: two views of each image, the key is found among the queue's keys.
 
     Args:
-        moco: query and key encoder with the queue.
+        moco: `MoCo`, or `SimCLR`, which finds it among the batch.
         images: the image modality.
         validate: features of plain views of `validation_rows` -> logged numbers (a kNN probe, the collapse alarm).
         validation_rows: rows that `validate` sees.
@@ -31,7 +32,7 @@ class MocoStep:
 
     def __init__(
         self,
-        moco: MoCo,
+        moco: MoCo | SimCLR,
         images: ImageModality,
         *,
         validate: Callable[[np.ndarray], dict[str, float]],
@@ -51,8 +52,9 @@ class MocoStep:
         """Contrastive loss of one batch, with alignment and uniformity of its unit features."""
         raw = self.images.raw(rows)
         query_view, key_view = (self.images.augment(raw, self.generator) for _ in range(2))
+        order = torch.randperm(len(rows), generator=self.generator)
         with autocast(self.device, self.precision):
-            output = self.moco(query_view, key_view)
+            output = self.moco(query_view, key_view, order)
         with torch.no_grad():
             query, key = output["query"].float(), output["key"].float()
             logged = {"alignment": alignment(query, key), "uniformity": uniformity(query)}

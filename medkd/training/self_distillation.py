@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from medkd.evaluation.predict import encode
-from medkd.losses.self_distillation import dispersion, dispersion_temperatures, pseudo_label_loss
+from medkd.losses.self_distillation import (
+    dispersion,
+    dispersion_temperatures,
+    feature_loss,
+    pseudo_label_loss,
+    released_pseudo_label_loss,
+)
 from medkd.models.device import autocast
 from medkd.models.momentum import MoCo
 from medkd.training.inputs import ImageModality
+
+LabelType = Literal["soft", "hard", "adaptive_soft", "adaptive_hard"]
 
 
 class HybridStudent(nn.Module):
@@ -20,6 +31,10 @@ class HybridStudent(nn.Module):
         dim: length of the encoder's output, which the classifier sees without normalisation.
         n_way: rare classes.
         generator: seeds the classifier, N(0, 0.01).
+
+    Attributes:
+        temperatures: buffer, tau of each class (n_way,), 1 without imbalance correction.
+        epoch: buffer, epochs finished.
     """
 
     def __init__(self, moco: MoCo, dim: int, n_way: int, generator: torch.Generator) -> None:
@@ -29,24 +44,35 @@ class HybridStudent(nn.Module):
         with torch.no_grad():
             self.classifier.weight.normal_(0, 0.01, generator=generator)
             self.classifier.bias.zero_()
+        self.register_buffer("temperatures", torch.ones(n_way))
+        self.register_buffer("epoch", torch.zeros((), dtype=torch.long))
 
 
 class SelfDistillationStep:
-    r"""One step: :math:`L = L_{con} + L_{cls}(y, p)` with one shared forward pass of the query encoder.
+    r"""One step: :math:`L = L_{con} + w L_{cls}(y, p)` with one shared forward pass of the query encoder.
 
     Args:
         student: `HybridStudent`.
         images: the image modality.
         soft_labels: pseudo-labels of every row of the cohort, shape (n, n_way); only `train_rows` are read.
         train_rows: rows that are trained on (the common classes); dispersion is measured on them.
-        hard: train towards the arg max instead of the soft label.
-        mix: alpha_T, share of the student's own prediction in the target at the end of training; it grows linearly.
-        dic_gamma: gamma of the dispersion-aware imbalance correction; 0 leaves it out.
+        labels: what the target is made of: the soft label or its arg max, "adaptive" with the student's own
+            prediction mixed in.
+        mix: alpha_T, share of that prediction at the end of training; it grows linearly. Not adaptive: unused.
+        form: "paper" (cross-entropy on logits, target detached) or "released" (softmax twice, T = 2).
+        weight: w of the classification (or feature) loss; 1 in the paper.
+        contrast: False leaves the contrastive loss out (Table 7, row b).
+        teacher_features: features of every row of the cohort, shape (n, d), from the URL encoder. If given, the L1
+            distance to them takes the place of the classification loss (Table 7, row d).
+        imbalance: "dic" (temperatures from the dispersion of features), "ddl" (from the counts of the hard labels)
+            or "none".
+        gamma: strength of the imbalance correction.
+        dispersion_kind, temperature_form: see `dispersion` and `dispersion_temperatures`.
         dic_every: epochs between two measurements of the dispersion.
         device, precision: where and in which precision the encoder runs.
 
     Source:
-        Sun et al. 2021, eq. 1 to 5; Sun et al. 2024, eq. 6 to 9 (DIC).
+        Sun et al. 2021, eq. 1 to 5; Sun et al. 2024, eq. 6 to 9 (DIC) and Table 7.
     """
 
     def __init__(
@@ -56,10 +82,17 @@ class SelfDistillationStep:
         soft_labels: Tensor,
         train_rows: Tensor,
         *,
-        hard: bool,
-        mix: float,
-        dic_gamma: float,
-        dic_every: int,
+        labels: LabelType = "adaptive_hard",
+        mix: float = 0.7,
+        form: Literal["paper", "released"] = "paper",
+        weight: float = 1.0,
+        contrast: bool = True,
+        teacher_features: Tensor | None = None,
+        imbalance: Literal["none", "dic", "ddl"] = "none",
+        gamma: float = 0.1,
+        dispersion_kind: Literal["feature_var", "norm_var"] = "feature_var",
+        temperature_form: Literal["paper", "released"] = "paper",
+        dic_every: int = 10,
         device: torch.device,
         precision: str,
     ) -> None:
@@ -67,32 +100,52 @@ class SelfDistillationStep:
         self.images, self.device, self.precision = images, device, precision
         n_way = soft_labels.shape[1]
         self.hard_labels = soft_labels.argmax(dim=1).to(device)
-        self.target = nn.functional.one_hot(self.hard_labels, n_way).float() if hard else soft_labels.float().to(device)
-        self.train_rows, self.mix = train_rows, mix
-        self.dic_gamma, self.dic_every = dic_gamma, dic_every
-        student.register_buffer("temperatures", torch.ones(n_way, device=device))
-        student.register_buffer("epoch", torch.zeros((), dtype=torch.long))
+        hard = F.one_hot(self.hard_labels, n_way).float()
+        self.target = hard if labels.endswith("hard") else soft_labels.float().to(device)
+        self.train_rows, self.mix = train_rows, mix if labels.startswith("adaptive") else 0.0
+        self.form, self.weight, self.contrast = form, weight, contrast
+        self.teacher_features = None if teacher_features is None else teacher_features.float().to(device)
+        self.imbalance, self.gamma, self.dic_every = imbalance, gamma, dic_every
+        self.dispersion_kind, self.temperature_form = dispersion_kind, temperature_form
+        if imbalance == "ddl":
+            counts = torch.bincount(self._train_labels(), minlength=n_way).float()
+            self.set_temperatures(counts)
 
     def start(self, generator: torch.Generator) -> None:
         """Keep the generator that draws the views."""
         self.generator = generator
 
     def loss(self, rows: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor | float]]:
-        """Contrastive plus classification loss of one batch."""
-        raw = self.images.raw(rows)
-        query_view, key_view = (self.images.augment(raw, self.generator) for _ in range(2))
-        with autocast(self.device, self.precision):
-            output = self.student.moco(query_view, key_view)
-        logits = self.student.classifier(output["features"].float())
-        target = self.target[rows.to(self.device)]
-        temperatures = self.student.temperatures if self.dic_gamma else None
-        classification = pseudo_label_loss(logits, target, mix=self.mix * progress, temperatures=temperatures)
-        agreement = (logits.detach().argmax(dim=1) == self.hard_labels[rows.to(self.device)]).float().mean()
-        return output["loss"] + classification, {
-            "contrast": output["loss"],
-            "classification": classification,
-            "agreement": agreement,
-        }
+        """Contrastive plus classification (or feature) loss of one batch."""
+        raw, on_device = self.images.raw(rows), rows.to(self.device)
+        query_view = self.images.augment(raw, self.generator)
+        logged: dict[str, Tensor | float] = {}
+        if self.contrast:
+            key_view = self.images.augment(raw, self.generator)
+            order = torch.randperm(len(rows), generator=self.generator)
+            with autocast(self.device, self.precision):
+                output = self.student.moco(query_view, key_view, order)
+            features, logged["contrast"] = output["features"].float(), output["loss"]
+        else:
+            with autocast(self.device, self.precision):
+                features = self.student.moco.query_encoder(query_view)
+            features = features.float()
+        if self.teacher_features is not None:
+            logged["feature_l1"] = second = feature_loss(features, self.teacher_features[on_device])
+        else:
+            logits = self.student.classifier(features)
+            logged["classification"] = second = self._classification(logits, self.target[on_device], progress)
+            agreement = logits.detach().argmax(dim=1) == self.hard_labels[on_device]
+            logged["agreement"] = agreement.float().mean()
+        logged["feature_norm"] = features.detach().norm(dim=1).mean()
+        return logged.get("contrast", 0.0) + self.weight * second, logged
+
+    def _classification(self, logits: Tensor, target: Tensor, progress: float) -> Tensor:
+        temperatures = None if self.imbalance == "none" else self.student.temperatures
+        if self.form == "paper":
+            return pseudo_label_loss(logits, target, mix=self.mix * progress, temperatures=temperatures)
+        scaled = logits if temperatures is None else logits / temperatures
+        return released_pseudo_label_loss(scaled, target, mix=self.mix * progress)
 
     def after_step(self) -> None:
         """The momentum update is part of the forward pass."""
@@ -100,7 +153,9 @@ class SelfDistillationStep:
     def validate(self) -> dict[str, float]:
         """Measure the dispersion every `dic_every` epochs; logs the temperatures."""
         self.student.epoch += 1
-        if self.dic_gamma and int(self.student.epoch) % self.dic_every == 0:
+        if self.imbalance == "none":
+            return {}
+        if self.imbalance == "dic" and int(self.student.epoch) % self.dic_every == 0:
             features = encode(
                 self.student.moco.query_encoder,
                 self.images,
@@ -108,11 +163,18 @@ class SelfDistillationStep:
                 device=self.device,
                 precision=self.precision,
             )
-            hard = self.hard_labels[self.train_rows.to(self.device)].cpu()
-            self.set_dispersion(torch.from_numpy(features), hard)
-        return {f"temperature_{i}": float(t) for i, t in enumerate(self.student.temperatures)} if self.dic_gamma else {}
+            self.measure(torch.from_numpy(features))
+        return {f"temperature_{i}": float(t) for i, t in enumerate(self.student.temperatures)}
 
-    def set_dispersion(self, features: Tensor, hard_labels: Tensor) -> None:
-        """New temperatures from features (n, d) and the hard labels (n,) of the same rows."""
-        spread = dispersion(features, hard_labels, len(self.student.temperatures))
-        self.student.temperatures.copy_(dispersion_temperatures(spread, gamma=self.dic_gamma))
+    def measure(self, features: Tensor) -> None:
+        """New temperatures from plain-view features of `train_rows`, shape (n_train, d)."""
+        n_way = len(self.student.temperatures)
+        self.set_temperatures(dispersion(features, self._train_labels().cpu(), n_way, kind=self.dispersion_kind))
+
+    def set_temperatures(self, spread: Tensor) -> None:
+        """Temperatures from one number a class, shape (n_way,): dispersion (DIC) or count (DDL)."""
+        found = dispersion_temperatures(spread, gamma=self.gamma, form=self.temperature_form)
+        self.student.temperatures.copy_(found)
+
+    def _train_labels(self) -> Tensor:
+        return self.hard_labels[self.train_rows.to(self.device)]

@@ -147,3 +147,30 @@ def test_real_training_set_has_the_published_sizes(real_folder, tmp_path):
     assert len(cohort.rows_of(cohort.base_classes)) == 9431
     assert cohort.table["patient"].nunique() == 7470
     assert (cohort.table.groupby("patient")["label"].nunique() == 1).all()
+
+
+def damage(folder, image):
+    """Cut the file of an image in half."""
+    path = folder / IMAGES / f"{image}.jpg"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_a_truncated_image_is_named_with_the_way_to_leave_it_out(isic_folder, tmp_path):
+    damage(isic_folder, "ISIC_0000004")
+    cohort = isic2018.read(isic_folder, cache_dir=tmp_path / "cache")
+    with pytest.raises(DataError, match=r"ISIC_0000004\.jpg .*or list their ids in skip\.txt"):
+        cohort.images["dermoscopic"].load(8)
+
+
+def test_images_are_left_out_only_when_skip_txt_lists_them(isic_folder, tmp_path):
+    damage(isic_folder, "ISIC_0000004")
+    (isic_folder / IMAGES / "ISIC_0000002.jpg").unlink()
+    (isic_folder / "skip.txt").write_text("ISIC_0000004\n\nISIC_0000002.jpg\n")
+    cohort = isic2018.read(isic_folder, cache_dir=tmp_path / "cache")
+    assert not {"ISIC_0000002", "ISIC_0000004"} & set(cohort.table["id"]) and len(cohort) == 7
+    assert cohort.settings["n_skipped"] == 2
+    grey = cohort.images["dermoscopic"].load(8).mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(grey, [10 * int(image[-1]) for image in cohort.table["id"]], atol=1.5)
+    (isic_folder / "skip.txt").write_text("ISIC_9")
+    with pytest.raises(DataError, match="skip.txt lists images that .* does not have: ISIC_9"):
+        isic2018.read(isic_folder)

@@ -2,7 +2,12 @@ import numpy as np
 import pytest
 
 from medkd.errors import DataError, ParameterError, TrainingError
-from medkd.evaluation.pseudo_labels import label_with_logistic_regression
+from medkd.evaluation.pseudo_labels import (
+    label_tasks,
+    label_with_centroids,
+    label_with_logistic_regression,
+    label_with_ridge,
+)
 
 
 def support(n_way=3, n_each=5):
@@ -43,3 +48,55 @@ def test_refuses_what_it_cannot_label_from():
         label_with_logistic_regression(features, labels, features, n_way=3, C=0.0)
     with pytest.raises(TrainingError, match="nan"):
         label_with_logistic_regression(features * np.nan, labels, features, n_way=3)
+
+
+def test_ridge_equals_the_primal_solution_with_a_free_intercept():
+    """Minimise |Y - X W - b|^2 + |W|^2 / C over W and b, by the normal equations of the centred problem."""
+    features, labels = support()
+    rows = np.random.default_rng(1).normal(size=(20, 6))
+    targets, centred = np.eye(3)[labels], features - features.mean(axis=0)
+    weights = np.linalg.solve(centred.T @ centred + np.eye(6) / 0.5, centred.T @ (targets - targets.mean(axis=0)))
+    scores = targets.mean(axis=0) + (rows - features.mean(axis=0)) @ weights
+    np.testing.assert_allclose(scores.sum(axis=1), 1)
+    expected = np.clip(scores, 0, None) / np.clip(scores, 0, None).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(label_with_ridge(features, labels, rows, n_way=3, C=0.5), expected, atol=1e-10)
+
+
+def test_centroids_give_the_softmax_of_minus_squared_distances():
+    features, labels = support()
+    rows = np.random.default_rng(1).normal(size=(4, 6))
+    found = label_with_centroids(features, labels, rows, n_way=3)
+    for row, probabilities in zip(rows, found, strict=True):
+        distances = [((row - features[labels == label].mean(axis=0)) ** 2).sum() for label in range(3)]
+        expected = np.exp(-np.array(distances)) / np.exp(-np.array(distances)).sum()
+        np.testing.assert_allclose(probabilities, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("classifier", ["lr", "ridge", "centroid"])
+@pytest.mark.parametrize("normalize", ["none", "l2"])
+def test_all_tasks_at_once_give_what_each_gives_alone_in_any_batch_and_order(classifier, normalize):
+    rng = np.random.default_rng(3)
+    rows = rng.normal(size=(30, 6))
+    tasks = {}
+    for k_shot in (1, 3, 5, 10, 20):
+        labels = np.repeat(np.arange(3), k_shot)
+        tasks[k_shot, 0] = rng.normal(size=(len(labels), 6)) + 2 * np.eye(6)[labels], labels
+    options = {"n_way": 3, "classifier": classifier, "normalize": normalize}
+    together = label_tasks(tasks, rows, **options)
+    order = rng.permutation(30)
+    for key, one in tasks.items():
+        np.testing.assert_array_equal(together[key], label_tasks({key: one}, rows, **options)[key])
+        parts = [label_tasks({key: one}, rows[part], **options)[key] for part in np.split(order, [7, 8])]
+        np.testing.assert_allclose(np.concatenate(parts), together[key][order], atol=1e-12)
+        np.testing.assert_allclose(together[key].sum(axis=1), 1)
+
+
+def test_unit_length_makes_labels_blind_to_the_length_of_features():
+    features, labels = support()
+    rows = np.random.default_rng(1).normal(size=(5, 6))
+    short, long = (
+        label_tasks({0: (features, labels)}, scale * rows, n_way=3, normalize="l2")[0] for scale in (1.0, 9.0)
+    )
+    np.testing.assert_allclose(short, long)
+    with pytest.raises(ParameterError, match='classifier = "svm" must be'):
+        label_tasks({0: (features, labels)}, rows, n_way=3, classifier="svm")

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from medkd.errors import MedkdError, ParameterError
-from medkd.losses.contrastive import alignment, info_nce, uniformity
+from medkd.losses.contrastive import alignment, info_nce, nt_xent, uniformity
 
 
 def unit(*shape, seed=0):
@@ -69,3 +69,27 @@ def test_refuses_a_queue_of_another_length_a_lone_row_and_temperature_zero():
         info_nce(unit(2, 4), unit(2, 4), unit(5, 4), temperature=0.0)
     with pytest.raises(MedkdError, match="two or more"):
         uniformity(unit(1, 4))
+
+
+def test_nt_xent_equals_the_formula_written_out():
+    first, second = unit(3, 4), unit(3, 4, seed=1)
+    loss, logits = nt_xent(first, second, temperature=0.3)
+    rows, total = torch.cat([first, second]), 0.0
+    for i in range(6):
+        candidates = {j: math.exp(float(rows[i] @ rows[j]) / 0.3) for j in range(6) if j != i}
+        total -= math.log(candidates[(i + 3) % 6] / sum(candidates.values()))
+    assert loss.item() == pytest.approx(total / 6, rel=1e-10)
+    assert logits.shape == (3, 5)
+    torch.testing.assert_close(logits[:, 0], (first * second).sum(dim=1) / 0.3)
+    others = [sorted(float(rows[i] @ rows[j]) / 0.3 for j in range(6) if j not in (i, i + 3)) for i in range(3)]
+    torch.testing.assert_close(logits[:, 1:].sort(dim=1).values, torch.tensor(others, dtype=torch.float64))
+
+
+def test_nt_xent_of_equal_rows_costs_the_log_of_the_candidates_and_reaches_both_views():
+    same = unit(1, 4).expand(5, 4)
+    assert nt_xent(same, same, temperature=0.1)[0].item() == pytest.approx(math.log(9))
+    first, second = (unit(3, 4, seed=s).requires_grad_() for s in range(2))
+    nt_xent(first, second, temperature=0.1)[0].backward()
+    assert first.grad.abs().sum() > 0 and second.grad.abs().sum() > 0
+    with pytest.raises(MedkdError, match="enlarge the batch"):
+        nt_xent(unit(1, 4), unit(1, 4), temperature=0.1)

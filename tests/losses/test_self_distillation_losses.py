@@ -9,6 +9,7 @@ from medkd.losses.self_distillation import (
     adaptive_target,
     dispersion,
     dispersion_temperatures,
+    feature_loss,
     pseudo_label_loss,
     released_pseudo_label_loss,
 )
@@ -128,3 +129,11 @@ def test_refuses_class_numbers_where_soft_rows_are_needed():
 def test_refuses_settings_out_of_range(call):
     with pytest.raises(ParameterError):
         call()
+
+
+def test_feature_loss_is_the_mean_absolute_difference_and_leaves_the_teacher_alone():
+    student, teacher = draw(4, 3).requires_grad_(), draw(4, 3, seed=1).requires_grad_()
+    loss = feature_loss(student, teacher)
+    loss.backward()
+    assert loss.item() == pytest.approx((student - teacher).abs().sum().item() / 12, rel=1e-12)
+    assert teacher.grad is None and student.grad.abs().sum() > 0

@@ -1,0 +1,178 @@
+"""The methods that hybrid self-distillation is compared with, each a unit of the run store on the same tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from medkd.data.cohort import Cohort
+from medkd.data.episodes import FewShotTask
+from medkd.data.folds import split_rows
+from medkd.evaluation.predict import encode
+from medkd.files import write_json, write_table, write_tensors
+from medkd.models.device import to_device
+from medkd.models.teacher import SingleModalityNet
+from medkd.stages.context import Context, seed_for
+from medkd.stages.paired import tensor_rows
+from medkd.stages.params import shared
+from medkd.stages.pseudo_labelling import rows_by_id
+from medkd.stages.rare import DIM, ContrastParams, build_encoder, images_of, optimiser, schedule_of, seeded_weights
+from medkd.stages.store import Run, Unit, load_or_make
+from medkd.training.episodic import EpisodeStep, LabelledStep
+from medkd.training.loop import fit
+from medkd.training.supervised import SupervisedStep
+from medkd.training.tasks import Classification
+
+VERSION = 1
+N_ROTATIONS = 5
+"""Splits 7:1:2 of the oracle; each rare image is in the test part of one."""
+SMALL_BATCH = 32
+"""Images a step where only rare images are trained on: scratch and oracle."""
+
+
+class BaselineParams(ContrastParams):
+    """Parameters of the comparison methods; what is not set is taken from the URL run, so that budgets are equal."""
+
+    stage: ClassVar[str] = "06_baselines"
+
+    by_lesion: bool = shared(True, "keep other images of a support lesion out of the query set")
+    episode_shots: int = Field(5, description="ProtoNet: support images a common class in an episode", ge=1)
+    scratch_epochs: int = Field(20, description="scratch: epochs of `scratch_steps` steps on the support set", ge=1)
+    scratch_steps: int = Field(10, description="scratch: steps an epoch", ge=1)
+    oracle_epochs: int = Field(30, description="oracle: passes over 70% of the rare images", ge=1)
+
+
+def representation(context: Context, method: str) -> Run:
+    """An encoder that learned from the labels of the common classes: "srl_simple", "srl_distill" or "protonet"."""
+    params, cohort = context.params, context.cohort
+    upstream = [representation(context, "srl_simple")] if method == "srl_distill" else []
+    config = {"method": method} | _config(params, {"episode_shots"} if method == "protonet" else set())
+    unit = Unit(params.stage, VERSION, config, cohort.fingerprint, upstream, method)
+    return load_or_make(unit, lambda folder: _represent(context, method, upstream, folder))
+
+
+def scratch_run(context: Context, drawn: FewShotTask) -> Run:
+    """A network trained on nothing but the support set of one task."""
+    own = {"scratch_epochs", "scratch_steps", "by_lesion"}
+    config = {"method": "scratch", "k_shot": drawn.k_shot, "task": drawn.task} | _config(context.params, own)
+    title = f"scratch K={drawn.k_shot}, task {drawn.task}"
+    unit = Unit(context.params.stage, VERSION, config, context.cohort.fingerprint, [], title)
+    return load_or_make(unit, lambda folder: _scratch(context, drawn, folder, title))
+
+
+def oracle_runs(context: Context) -> list[Run]:
+    """Networks trained on the labels of the rare images themselves, one a rotation of a 7:1:2 split by lesion.
+
+    A rare image is classified by the network of the rotation whose test part it is in, so the oracle is scored on the
+    same query sets as every other method.
+    """
+    runs = []
+    for rotation in range(N_ROTATIONS):
+        config = {"method": "oracle", "rotation": rotation} | _config(context.params, {"oracle_epochs"})
+        title = f"oracle, rotation {rotation}"
+        unit = Unit(context.params.stage, VERSION, config, context.cohort.fingerprint, [], title)
+        runs.append(load_or_make(unit, lambda folder, r=rotation, t=title: _oracle(context, r, folder, t)))
+    return runs
+
+
+def _config(params: BaselineParams, own: set[str]) -> dict[str, Any]:
+    """The configuration without what a method does not use."""
+    left_out = {"episode_shots", "scratch_epochs", "scratch_steps", "oracle_epochs", "by_lesion"} - own
+    left_out |= {"queue_size", "momentum", "temperature", "projection", "bn_splits"}
+    return {name: value for name, value in params.config().items() if name not in left_out}
+
+
+def _network(context: Context, n_classes: int, *purpose: object) -> SingleModalityNet:
+    with seeded_weights(context.params.seed, *purpose):
+        encoder, _, _ = build_encoder(context.params.model_copy(update={"projection": "linear", "bn_splits": 1}))
+        network = SingleModalityNet(encoder, DIM, n_classes)
+    return to_device(network, context.device)
+
+
+def _labels(cohort: Cohort, classes: tuple[str, ...]) -> torch.Tensor:
+    """Index into `classes` of every row, -1 for others."""
+    return torch.tensor([classes.index(name) if name in classes else -1 for name in cohort.table["class"]])
+
+
+def _represent(context: Context, method: str, upstream: list[Run], folder: Path) -> dict[str, Any]:
+    params, cohort = context.params, context.cohort
+    images, base = images_of(context), cohort.rows_of(cohort.base_classes)
+    where = {"device": context.device, "precision": params.precision}
+    network = _network(context, len(cohort.base_classes), "base", method != "srl_distill")
+    if method == "protonet":
+        rows = [cohort.rows_of([name]) for name in cohort.base_classes]
+        sizes = {"k_shot": params.episode_shots, "batch_size": params.batch_size}
+        step: Any = EpisodeStep(network.encoder, images, rows, **sizes, **where)
+    else:
+        teacher = None
+        if upstream:
+            teacher = _network(context, len(cohort.base_classes), "teacher").requires_grad_(False).eval()
+            teacher.load_state_dict(upstream[0].tensors("model"))
+        step = LabelledStep(network, images, _labels(cohort, cohort.base_classes), teacher=teacher, **where)
+    history = _fit(context, step, base, folder, method, params.epochs, params.batch_size)
+    everything = tensor_rows(np.arange(len(cohort)))
+    return _save(folder, cohort, network, encode(network.encoder, images, everything, **where), everything, history)
+
+
+def _scratch(context: Context, drawn: FewShotTask, folder: Path, title: str) -> dict[str, Any]:
+    params, cohort = context.params, context.cohort
+    support = rows_by_id(cohort, drawn.support_ids, f"task {drawn.name}")
+    network = _network(context, len(drawn.classes), "scratch", drawn.task)
+    where = {"device": context.device, "precision": params.precision}
+    step = LabelledStep(network, images_of(context), _labels(cohort, drawn.classes), **where)
+    batch = min(SMALL_BATCH, params.batch_size)
+    rows = np.tile(support, -(-batch * params.scratch_steps // len(support)))  # each epoch has `scratch_steps` steps
+    history = _fit(context, step, rows, folder, title, params.scratch_epochs, batch)
+    rare = tensor_rows(cohort.rows_of(cohort.rare_classes))
+    write_json(folder / "task.json", drawn.to_json())
+    return _save(folder, cohort, network, encode(network.encoder, step.images, rare, **where), rare, history)
+
+
+def _oracle(context: Context, rotation: int, folder: Path, title: str) -> dict[str, Any]:
+    params, cohort = context.params, context.cohort
+    rare = cohort.rows_of(cohort.rare_classes)
+    split = split_rows(cohort.take(rare), fold=rotation, n_folds=N_ROTATIONS, seed=params.seed, val_fraction=1 / 8)
+    train, val, test = (rare[part] for part in (split.train, split.val, split.test))
+    network = _network(context, len(cohort.rare_classes), "oracle", rotation)
+    where = {"device": context.device, "precision": params.precision}
+    labels = _labels(cohort, cohort.rare_classes).clamp(min=0).numpy()
+    task = Classification(labels, len(cohort.rare_classes), train, balanced=False, device=context.device)
+    step = SupervisedStep(network, images_of(context), task, tensor_rows(val), **where)
+    batch = min(SMALL_BATCH, params.batch_size, len(train))
+    history = _fit(context, step, train, folder, title, params.oracle_epochs, batch, select=task.select)
+    rows = tensor_rows(test)
+    return _save(folder, cohort, network, encode(network.encoder, step.inputs, rows, **where), rows, history)
+
+
+def _fit(
+    context: Context, step: Any, rows: np.ndarray, folder: Path, title: str, epochs: int, batch: int, select: str = ""
+) -> Any:
+    params = context.params
+    return fit(
+        step,
+        tensor_rows(rows),
+        optimiser(step.modules.parameters(), params),
+        epochs=epochs,
+        batch_size=batch,
+        schedule=schedule_of(params),
+        seed=seed_for(params.seed, "baseline", title),
+        folder=folder,
+        title=title,
+        select=select,
+        ids=context.cohort.table["id"].tolist(),
+    )
+
+
+def _save(
+    folder: Path, cohort: Cohort, network: Any, features: Any, rows: torch.Tensor, history: Any
+) -> dict[str, Any]:
+    write_table(folder / "history.csv", history)
+    write_table(folder / "ids.csv", cohort.table.iloc[rows.numpy()][["id"]])
+    write_tensors(folder / "features.safetensors", {"features": torch.from_numpy(features)})
+    write_tensors(folder / "model.safetensors", network.state_dict())
+    last = history.iloc[-1]
+    return {name: float(last[name]) for name in ("loss", "accuracy", "val_balanced_accuracy") if name in history}

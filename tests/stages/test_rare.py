@@ -1,0 +1,259 @@
+"""The rare-disease stages: published settings, checks of labels, every comparison method on the same tasks."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from medkd.data.arrays import ArrayImages
+from medkd.data.cohort import Cohort
+from medkd.data.episodes import draw_task
+from medkd.errors import DataError, ParameterError
+from medkd.files import write_json, write_table
+from medkd.stages import (
+    EvaluationParams,
+    MocoParams,
+    PseudoLabelParams,
+    SelfDistillationParams,
+    evaluate,
+    label,
+    pretrain,
+    self_distil,
+)
+from medkd.stages.context import Context, cohort_of
+from medkd.stages.evaluation_rare import sources_of
+from medkd.stages.pseudo_labelling import read_labels, rows_by_id, task_of
+from medkd.stages.rare import DIM, MOCO_V2, PAPER, build_moco, schedule_of, trained_encoder
+from medkd.stages.self_distillation import METHODS
+from medkd.stages.store import Run
+
+TINY = {"dataset": "phantom-rare-skin", "image_size": 16, "width": 0.0625, "device": "cpu"}
+MOCO = {"epochs": 1, "batch_size": 128, "queue_size": 100}
+STUDENT = {"epochs": 1, "batch_size": 128, "queue_size": 100, "dic_every": 1}
+
+
+def test_paper_settings_are_those_of_the_paper_and_valid():
+    """Sun et al. 2021: lr .03, batch 16 on four GPUs, 200 epochs with steps at 120 and 160, m .999, L 1280, tau .07."""
+    params = MocoParams.checked(PAPER)
+    assert (params.lr, params.batch_size, params.epochs, params.bn_splits) == (0.03, 16, 200, 4)
+    assert (params.momentum, params.queue_size, params.temperature) == (0.999, 1280, 0.07)
+    assert (params.projection, params.augmentation, params.warmup_epochs) == ("linear", "paper", 0)
+    factors = [round(schedule_of(params)(epoch, 200), 6) for epoch in (0, 119, 120, 160)]
+    assert factors == [1, 1, 0.1, 0.01]
+
+
+def test_warm_up_climbs_by_epochs_and_then_follows_the_schedule():
+    plain, warm = (schedule_of(MocoParams(warmup_epochs=n)) for n in (0, 3))
+    assert [warm(epoch, 10) / plain(epoch, 10) for epoch in range(5)] == pytest.approx([0.25, 0.5, 0.75, 1, 1])
+
+
+def context_of(**changes):
+    return Context.of(MocoParams(**TINY, **changes))
+
+
+def test_moco_v2_gets_its_head_its_augmentation_and_its_schedule():
+    v1, v2 = context_of(), context_of(**MOCO_V2)
+    first, second = (build_moco(context, "url") for context in (v1, v2))
+    assert first.projection_head is None and first.query_encoder.head.out_features == DIM
+    layers = [type(layer) for layer in second.projection_head]
+    assert layers == [nn.Linear, nn.ReLU, nn.Linear] and second.projection_head[-1].out_features == DIM
+    images = torch.rand(4, 3, 16, 16)
+    assert second.query_encoder(images).shape[1] == second.projection_head[0].in_features == 40
+    output = second(images, images)
+    assert output["query"].shape == (4, DIM) and output["features"].shape == (4, 40)
+    from medkd.stages.rare import images_of
+
+    strong, plain = images_of(v2).augment, images_of(v1).augment
+    assert (strong.hue, strong.grayscale_p) == (0.1, 0.2) and (plain.hue, plain.grayscale_p) == (0, 0)
+    assert schedule_of(v2.params)(5, 10) == pytest.approx(0.5, abs=1e-6)
+
+
+@pytest.mark.parametrize("encoder", ["conv4", "resnet18"])
+def test_other_backbones_get_a_head_in_place_of_their_last_layer(encoder):
+    context = Context.of(MocoParams(**(TINY | {"width": 1.0, "encoder": encoder}), projection="mlp"))
+    moco = build_moco(context, "url").eval()
+    assert moco.query_encoder(torch.rand(2, 3, 32, 32)).shape[1] == moco.projection_head[0].in_features
+
+
+def test_wrong_parameters_are_refused_before_anything_is_trained():
+    with pytest.raises(ParameterError, match="methods.0 = 'maml' is not allowed"):
+        SelfDistillationParams.checked({"methods": ["maml"]})
+    with pytest.raises(ParameterError, match='unknown parameter "oracle_epoch" for 06_baselines; did you mean'):
+        SelfDistillationParams.checked({"baselines": {"oracle_epoch": 3}})
+
+
+def test_comparison_methods_have_the_budget_of_the_url_run_unless_told_otherwise():
+    params = SelfDistillationParams(moco={"epochs": 7, "lr": 0.5}, seed=4, baselines={"lr": 0.1})
+    baseline = params.baseline_params()
+    assert (baseline.epochs, baseline.lr, baseline.seed) == (7, 0.1, 4)
+    assert params.moco_v2_params().projection == "mlp" and params.moco_v2_params().epochs == 7
+    assert params.simclr_params().objective == "simclr"
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """A cohort of four common and eight rare images, one of its tasks, and a folder with that task's labels."""
+    names = ["n"] * 4 + ["d"] * 4 + ["v"] * 4
+    classes = ("n", "d", "v")
+    table = pd.DataFrame({"id": [f"i{i}" for i in range(12)], "class": names, "patient": [f"p{i}" for i in range(12)]})
+    table["label"], table["roi"] = [classes.index(name) for name in names], table["id"]
+    images = {"photo": ArrayImages(np.zeros((12, 8, 8, 3), np.uint8))}
+    cohort = Cohort("tiny", "Tiny", True, classes, table, images, base_classes=("n",), rare_classes=("d", "v"))
+    drawn = draw_task(cohort, k_shot=1, task=0)
+    frame = pd.DataFrame({"id": ["i2", "i0", "i1", "i3"], "task": drawn.name, "p_d": [0.1, 0.2, 0.3, 0.4]})
+    frame = frame.assign(p_v=1 - frame["p_d"])
+    write_json(tmp_path / "task.json", drawn.to_json())
+    write_table(tmp_path / "pseudo_labels.csv", frame)
+    run = Run(tmp_path, "05_pseudo_labelling", "key", {}, {}, (), cohort="c", seconds=0.0)
+    return cohort, drawn, run, frame
+
+
+def test_labels_are_read_by_image_id_whatever_the_order_of_the_table(labelled):
+    cohort, drawn, run, _ = labelled
+    for order in (np.arange(12), np.random.default_rng(0).permutation(12)):
+        shuffled = cohort.take(order)
+        rows, soft = read_labels(shuffled, run, drawn)
+        found = dict(zip(shuffled.table["id"].to_numpy()[rows], soft[:, 0], strict=True))
+        assert found == {"i2": 0.1, "i0": 0.2, "i1": 0.3, "i3": 0.4}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda frame: frame.replace("i2", "x9"), r"names 1 images that are not in tiny: x9; use what was made from"),
+        (lambda frame: frame.iloc[1:], r"has no label for 1 common images of tiny, i2; run 05"),
+        (
+            lambda frame: frame.assign(task="tiny-task7-k1"),
+            "pseudo-labels of task tiny-task7-k1, but task tiny-task0-k1",
+        ),
+        (
+            lambda frame: frame.rename(columns={"p_v": "p_w"}),
+            "must have the columns id, task, p_d, p_v; it has id, task",
+        ),
+        (lambda frame: frame.assign(p_d=0.9), "probabilities that sum to 1"),
+        (lambda frame: pd.concat([frame, frame[:1]]), "each common image once"),
+    ],
+    ids=["id", "missing", "task", "class", "sum", "twice"],
+)
+def test_a_labels_file_that_does_not_fit_is_one_clear_sentence(labelled, change, message):
+    cohort, drawn, run, frame = labelled
+    write_table(run.folder / "pseudo_labels.csv", change(frame))
+    with pytest.raises(DataError, match=message) as found:
+        read_labels(cohort, run, drawn)
+    assert "\n" not in str(found.value)
+
+
+def test_pseudo_labels_of_another_task_are_refused(labelled):
+    cohort, drawn, run, _ = labelled
+    with pytest.raises(DataError, match=r"pseudo-labels of task tiny-task0-k1 \(seed 0\), but task tiny-task1-k1"):
+        read_labels(cohort, run, draw_task(cohort, k_shot=1, task=1))
+    with pytest.raises(DataError, match=r"\(seed 5\) is asked for"):
+        read_labels(cohort, run, dataclasses.replace(drawn, seed=5))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    patch.setenv("MEDKD_HOME", str(tmp_path_factory.mktemp("project")))
+    yield
+    patch.undo()
+
+
+@pytest.mark.slow
+def test_a_rare_class_with_fewer_images_than_shots_is_refused_and_nothing_is_lost(home):
+    with pytest.raises(DataError, match=r'class ".*" of phantom-rare-skin has \d+ images, but k_shot = 500 needs'):
+        label(PseudoLabelParams(**TINY, k_shots=[1, 500], n_tasks=1, moco=MOCO))
+    assert not label(PseudoLabelParams(**TINY, k_shots=[1], n_tasks=1, moco=MOCO))[1, 0].made
+
+
+@pytest.mark.slow
+def test_pseudo_labels_do_not_depend_on_batch_size_or_order(home):
+    """The encoder is in evaluation mode: the released code's labels moved with the batch they stood in."""
+    params = MocoParams(**TINY, **MOCO)
+    run, context = pretrain(params), Context.of(params)
+    encoder, stored = trained_encoder(context, run, params), run.tensors("features")["features"]
+    from medkd.evaluation.predict import encode
+    from medkd.stages.rare import images_of
+
+    order = torch.randperm(len(context.cohort), generator=torch.Generator().manual_seed(0))[:300]
+    for batch_size in (1, 7, 256):
+        found = encode(encoder, images_of(context), order, device=context.device, batch_size=batch_size)
+        torch.testing.assert_close(
+            torch.from_numpy(found), stored[order], rtol=1e-3, atol=1e-4 * float(stored.abs().max())
+        )
+
+
+@pytest.mark.slow
+def test_every_teacher_and_its_options_label_all_tasks(home):
+    for options in ({"classifier": "ridge"}, {"classifier": "centroid", "normalize": "l2"}, {"support_views": "aug5"}):
+        runs = label(PseudoLabelParams(**TINY, k_shots=[1, 5], n_tasks=2, moco=MOCO, **options))
+        assert set(runs) == {(1, 0), (1, 1), (5, 0), (5, 1)}
+        assert all(run.config[name] == value for run in runs.values() for name, value in options.items())
+    again = label(PseudoLabelParams(**TINY, k_shots=[1], n_tasks=1, moco=MOCO, support_views="aug5"))
+    assert not again[1, 0].made
+
+
+@pytest.mark.slow
+def test_every_method_is_scored_on_the_same_query_images_of_the_same_tasks(home):
+    self_distillation = STUDENT | {
+        "methods": list(METHODS),
+        "heads": ["direct", "refit"],
+        "baselines": {"scratch_epochs": 1, "scratch_steps": 2, "oracle_epochs": 1},
+    }
+    shots = {"k_shots": [1, 5], "n_tasks": 1}
+    params = EvaluationParams(**TINY, **shots, n_resamples=100, moco=MOCO, self_distillation=self_distillation)
+    run = evaluate(params)
+    predictions = run.table("predictions")
+    refitted = {"cls only + LR", "con + L1 + LR", "Hbr.Dst. + LR", "Hbr.Dst.-DDL + LR", "Hbr.Dst.-DIC + LR"}
+    assert set(predictions["method"]) == set(METHODS.values()) - {"con + L1"} | refitted
+    labels = label(params.of("self_distillation").of("pseudo_labels"))
+    for (setting, _), group in predictions.groupby(["setting", "method"]):
+        drawn = task_of(labels[int(setting.removeprefix("K=")), 0])
+        assert set(group["id"]) == set(drawn.query_ids) and not set(group["id"]) & set(drawn.support_ids)
+    np.testing.assert_allclose(predictions.filter(like="p_").sum(axis=1), 1, atol=1e-5)
+    summary = run.table("summary").set_index(["setting", "method", "metric"])["value"]
+    for (setting, method), group in predictions.groupby(["setting", "method"]):
+        recall = [summary[setting, method, f"recall_{i}"] for i in range(3)]
+        share = np.bincount(group["label"], minlength=3) / len(group)
+        assert summary[setting, method, "accuracy"] == pytest.approx(np.dot(recall, share))
+        assert summary[setting, method, "balanced_accuracy"] == pytest.approx(np.mean(recall))
+    assert set(run.table("differences")["minus"]) == {"MoCo + LR"}
+    assert not any(source[0].made for source in sources_of(params))  # all of it was kept
+
+
+@pytest.mark.slow
+def test_the_oracle_never_classifies_an_image_whose_lesion_it_was_trained_on(home):
+    params = SelfDistillationParams(**TINY, moco=MOCO, baselines={"oracle_epochs": 1})
+    from medkd.data.folds import split_rows
+    from medkd.stages.rare_baselines import N_ROTATIONS, oracle_runs
+
+    cohort = cohort_of(TINY["dataset"], "")
+    rare = cohort.rows_of(cohort.rare_classes)
+    runs = oracle_runs(Context.of(params.baseline_params()))
+    ids = [run.table("ids")["id"].tolist() for run in runs]
+    assert sorted(sum(ids, [])) == sorted(cohort.table["id"].iloc[rare])
+    for rotation, found in enumerate(ids):
+        split = split_rows(cohort.take(rare), fold=rotation, n_folds=N_ROTATIONS, val_fraction=1 / 8)
+        shares = [len(part) / len(rare) for part in (split.train, split.val, split.test)]
+        assert shares == pytest.approx([0.7, 0.1, 0.2], abs=0.05)
+        tested = set(cohort.groups[rows_by_id(cohort, found)])
+        assert not tested & set(cohort.groups[rare[split.train]])
+
+
+@pytest.mark.slow
+def test_settings_that_a_variant_does_not_use_do_not_train_it_again(home):
+    own = STUDENT | {"methods": ["hybrid", "hybrid_dic", "reg"], "k_shots": [1], "n_tasks": 1}
+    base = {**TINY, "moco": MOCO, **own}
+    self_distil(SelfDistillationParams(**base))
+
+    def made(**changes):
+        return {key[0] for key, run in self_distil(SelfDistillationParams(**(base | changes))).items() if run.made}
+
+    assert made(dic_every=2) == {"hybrid_dic"}
+    assert made(labels="soft") == {"hybrid", "hybrid_dic"}
+    assert made(heads=["refit"]) == set()
+    assert json.loads((self_distil(SelfDistillationParams(**base))["reg", 1, 0].folder / "task.json").read_text())
