@@ -1,4 +1,4 @@
-"""The `medkd` command: report, data, lab."""
+"""The `medkd` command: report, share, data, lab."""
 
 from __future__ import annotations
 
@@ -73,6 +73,23 @@ def report(
         _fail("interrupted; finished stages are kept, and the same command goes on from there", 130)
     else:
         print(os.path.relpath(page))
+
+
+@app.command()
+def share(
+    name: Annotated[str, typer.Argument(help="Folder under reports/, such as quick.")],
+    target: Annotated[str, typer.Argument(help="HTML file to write.")],
+) -> None:
+    """Write a report as one file to send or commit: no photographs, no links, no paths of this machine."""
+    from pathlib import Path
+
+    from medkd.errors import MedkdError
+    from medkd.report.share import share as write
+
+    try:
+        print(os.path.relpath(write(name, Path(target))))
+    except MedkdError as error:
+        _fail(str(error), 2)
 
 
 @data_app.command("list")

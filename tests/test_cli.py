@@ -16,9 +16,9 @@ from medkd.cli import app
 runner = CliRunner()
 
 
-def test_help_names_the_three_commands():
+def test_help_names_the_commands():
     text = runner.invoke(app, ["--help"]).output
-    for command in ("report", "data", "lab"):
+    for command in ("report", "share", "data", "lab"):
         assert command in text
 
 

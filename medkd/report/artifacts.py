@@ -66,7 +66,8 @@ class Artifacts:
             name: short name, unique in the stage: letters, digits, `.`, `_`, `-`.
             caption: plain text; says what is shown and what the intervals are.
             data: the numbers that are drawn, saved as CSV beside the picture.
-            attribution: credit line of the images shown, appended to the caption.
+            attribution: credit line of the patients' photographs that are shown, appended to the caption; a page that
+                is given away (`medkd.report.share`) leaves such a figure out.
 
         Returns:
             `fig`, closed in pyplot, so that a notebook shows it once.
@@ -84,7 +85,8 @@ class Artifacts:
         if data is not None:
             files["csv"] = f"figures/{stem}.csv"
             write_table(self.folder / files["csv"], _flat(data))
-        self._enter({"kind": "figure", "name": name, "caption": self._caption(caption, attribution), "files": files})
+        entry = {"kind": "figure", "name": name, "caption": self._caption(caption, attribution), "files": files}
+        self._enter(entry | {"photographs": bool(attribution.strip())})
         return fig
 
     def table(

@@ -43,8 +43,10 @@ def build_page(
     manifest: Mapping[str, Any],
     entries: Sequence[Mapping[str, Any]],
     notebooks: Sequence[Mapping[str, Any]],
+    target: Path | None = None,
+    note: str = "",
 ) -> Path:
-    """Write `index.html` into the report's folder.
+    """Write the page of a report: `index.html` into its folder, or a file that stands alone.
 
     Args:
         folder: the report's folder; files named in `entries` are relative to it.
@@ -53,6 +55,8 @@ def build_page(
         entries: figures and tables as `medkd.report.artifacts.read_index` gives them: stage, kind, name, caption,
             files (kind of file -> relative path), simulated, summary. Tables with `summary` go to the top.
         notebooks: executed notebooks: name, html (path relative to `folder`, may be missing), state, seconds, error.
+        target: write here in place of `index.html`, without links to the files of the report's folder.
+        note: a paragraph under the heading.
 
     Returns:
         Path of the page.
@@ -78,8 +82,10 @@ def build_page(
         stages=stages,
         notebooks=[{"html": "", "error": ""} | dict(notebook) for notebook in notebooks],
         blocks=list(_blocks({key: value for key, value in manifest.items() if key != "notebooks"})),
+        alone=target is not None,
+        note=note,
     )
-    path = folder / "index.html"
+    path = target or folder / "index.html"
     write_atomically(path, lambda part: part.write_text(page, encoding="utf-8"))
     return path
 

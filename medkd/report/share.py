@@ -1,0 +1,67 @@
+"""A report as one file to give away: no photographs of patients, no links, nothing about the machine it was made on."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from medkd import paths
+from medkd.errors import DataError
+from medkd.report.artifacts import read_index
+from medkd.report.page import build_page
+
+FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^/\s'\",]+/)+")
+"""The folders of an absolute path; addresses such as https://example.org/x are none."""
+
+
+def share(name: str, target: Path) -> Path:
+    """Write the page of a finished report so that it can be sent or committed.
+
+    Figures that show photographs are left out and counted on the page: whether they may be passed on depends on the
+    licence of the data set. Files of the report's folder are not linked, and of paths only the last part is kept.
+
+    Args:
+        name: folder under reports/.
+        target: the html file to write; its folder is made if it is not there.
+
+    Returns:
+        `target`.
+
+    Raises:
+        DataError: there is no finished report of that name.
+    """
+    folder = paths.reports_dir() / name
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(
+            f'{folder} holds no finished report; run "medkd report" first, or name another folder of reports/'
+        ) from None
+    entries = [entry for entry in read_index(folder) if entry["stage"] in manifest["parameters"]]
+    kept = [entry for entry in entries if not entry.get("photographs")]
+    if n_left_out := len(entries) - len(kept):
+        note = f"Figures that show photographs are left out of this copy of the report ({n_left_out})."
+    else:
+        note = ""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return build_page(
+        folder,
+        title="medkd report: " + ", ".join(cohort["title"] for cohort in manifest["cohorts"].values()),
+        manifest=_without_folders(manifest),
+        entries=kept,
+        notebooks=manifest["notebooks"],
+        target=target,
+        note=note,
+    )
+
+
+def _without_folders(value: Any) -> Any:
+    """The same value in which absolute paths, also inside longer texts, are cut down to their last part."""
+    if isinstance(value, Mapping):
+        return {key: _without_folders(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(each) for each in value]
+    return FOLDERS.sub("", value) if isinstance(value, str) else value

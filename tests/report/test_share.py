@@ -1,0 +1,73 @@
+"""A copy of a report to give away: nothing of patients' photographs and of the machine is in it."""
+
+import base64
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from medkd.cli import app
+from medkd.errors import DataError
+from medkd.files import write_json
+from medkd.report.artifacts import Artifacts
+from medkd.report.share import share
+
+STAGE = "07_evaluation.isic2018"
+
+
+@pytest.fixture
+def report(tmp_path, monkeypatch):
+    """A report with a curve, a figure of photographs, a table, and a stage that is no longer part of it."""
+    monkeypatch.setenv("MEDKD_HOME", str(tmp_path))
+    folder = tmp_path / "reports" / "isic2018"
+    out = Artifacts(folder, STAGE, simulated=False)
+    for name, credit in (("curves", ""), ("examples", "HAM10000, CC BY-NC 4.0.")):
+        fig, ax = plt.subplots()
+        ax.plot([0, len(name)])
+        out.figure(fig, name, f"What {name} show.", attribution=credit)
+    out.table(pd.DataFrame({"accuracy": [0.5]}), "results", "Results.", summary=True)
+    Artifacts(folder, "old", simulated=False).table(pd.DataFrame({"x": [1]}), "x", "Gone.")
+    write_json(
+        folder / "manifest.json",
+        {
+            "report": "isic2018",
+            "simulated": False,
+            "cohorts": {"isic2018": {"title": "ISIC 2018", "attribution": "see https://example.org/a/b"}},
+            "notebooks": [{"name": STAGE, "state": "finished", "seconds": 1.0, "error": ""}],
+            "parameters": {
+                STAGE: [
+                    {"parameter": "root", "value": "/home/ann/data/isic2018", "default": "", "meaning": "folder"},
+                    {"parameter": "teacher", "value": "{'split_file': '/home/ann/splits.csv'}", "default": ""},
+                ]
+            },
+        },
+    )
+    return folder
+
+
+def test_photographs_links_and_folders_stay_at_home(report, tmp_path):
+    page = share("isic2018", tmp_path / "given" / "isic2018.html")
+    html = page.read_text(encoding="utf-8")
+    pictures = {name: (report / "figures" / f"{STAGE}-{name}.png").read_bytes() for name in ("curves", "examples")}
+    inside = {name: base64.b64encode(data).decode() in html for name, data in pictures.items()}
+    assert inside == {"curves": True, "examples": False}
+    assert "Figures that show photographs are left out of this copy of the report (1)." in html
+    assert 'href="figures/' not in html and 'href="tables/' not in html
+    assert "/home/ann" not in html and "isic2018" in html and "splits.csv" in html
+    assert "https://example.org/a/b" in html
+    assert "Results." in html and "Gone." not in html
+
+
+def test_the_report_itself_keeps_its_page(report, tmp_path):
+    (report / "index.html").write_text("as it was")
+    share("isic2018", tmp_path / "copy.html")
+    assert (report / "index.html").read_text() == "as it was"
+
+
+def test_a_report_that_is_not_there_is_named(report, tmp_path):
+    with pytest.raises(DataError, match=r"nothing holds no finished report; run"):
+        share("nothing", tmp_path / "x.html")
+    result = CliRunner().invoke(app, ["share", "nothing", str(tmp_path / "x.html")])
+    assert result.exit_code == 2 and "holds no finished report" in result.stderr
+    assert not (tmp_path / "x.html").exists()
