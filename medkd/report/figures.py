@@ -40,7 +40,7 @@ def learning_curves(
     return ax
 
 
-def method_curves(history: pd.DataFrame, column: str, ax: Axes) -> Axes:
+def method_curves(history: pd.DataFrame, column: str, ax: Axes, *, legend: bool = True) -> Axes:
     """One column of several methods' histories against the epoch, one colour a method, mean and band over its runs.
 
     `history` has columns `method`, `epoch` and the one asked for.
@@ -52,7 +52,8 @@ def method_curves(history: pd.DataFrame, column: str, ax: Axes) -> Axes:
     ax.set_xlabel("epoch")
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_ylabel(column.replace("_", " "))
-    ax.legend()
+    if legend:
+        ax.legend()
     return ax
 
 

@@ -207,7 +207,9 @@ def comparison_table(
     columns = {"accuracy": "accuracy"} | {f"recall_{i}": name for i, name in enumerate(classes)}
     columns |= {"balanced_accuracy": "Avg", "f1_macro": "macro-F1", "auc_macro": "macro AUC"}
     rows = []
-    for (setting, method), group in image.groupby(["setting", "method"], sort=False):
+    settings = list(dict.fromkeys(image["setting"]))
+    groups = image.groupby(["setting", "method"], sort=False)
+    for (setting, method), group in sorted(groups, key=lambda item: settings.index(item[0][0])):
         numbers = group.set_index("metric")
         row = {"setting": setting, "method": method}
         row |= {shown: _percent(numbers.loc[metric]) for metric, shown in columns.items()}

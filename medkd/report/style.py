@@ -27,6 +27,10 @@ METHOD_COLOURS = {
     "MoCo + LR": "#CC79A7",
     "Hbr.Dst.": "#0072B2",
     "Hbr.Dst.-DIC": "#D55E00",
+    "Hbr.Dst.-DDL": "#009E73",
+    "cls only": "#E69F00",
+    "con + L1": "#56B4E9",
+    "oracle": "#000000",
 }
 """One colour a method in every figure; the two chains never share a figure, so they may share colours."""
 
@@ -54,10 +58,13 @@ def use_style() -> None:
     )
 
 
-def figure(*, wide: bool = False, n_columns: int = 1) -> tuple[Figure, Any]:
-    """An empty figure of a column's width (or a page's) with its axes: one, or an array of `n_columns`."""
+def figure(*, wide: bool = False, n_columns: int = 1, n_rows: int = 0) -> tuple[Figure, Any]:
+    """An empty figure of a column's width (or a page's) with its axes: one, or an array of `n_columns`.
+
+    `n_rows` lines of text (names of methods) fit beside the axes without touching.
+    """
     width = PAGE_WIDTH if wide else COLUMN_WIDTH
-    height = 2.5 if n_columns < 3 else max(1.7, 1.25 * width / n_columns)
+    height = max(2.5, 0.17 * n_rows + 0.6) if n_columns < 3 else max(1.7, 1.25 * width / n_columns)
     return plt.subplots(1, n_columns, figsize=(width, height), layout="constrained")
 
 
@@ -71,8 +78,13 @@ def panels(n: int, *, height: float = 2.1) -> tuple[Figure, list[Axes]]:
 
 
 def method_colour(method: str) -> str:
-    """The colour of a method, the same in every figure and for every "K=..."; "<modality> only" is "second only"."""
+    """The colour of a method, the same in every figure and for every "K=..."; "<modality> only" is "second only".
+
+    A student with a refitted head ("Hbr.Dst. + LR") has the colour of the student.
+    """
     method = method.split(" K=")[0]
+    if method not in METHOD_COLOURS and method.removesuffix(" + LR") in METHOD_COLOURS:
+        method = method.removesuffix(" + LR")
     if method in METHOD_COLOURS:
         return METHOD_COLOURS[method]
     if method.endswith(" only"):

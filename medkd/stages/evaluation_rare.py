@@ -85,7 +85,7 @@ def predict_all(context: Context, sources: list[Source]) -> tuple[pd.DataFrame, 
 
     Returns:
         The table that `medkd.evaluation.comparison` takes, whose labels count into the rare classes; and method ->
-        (row numbers, features).
+        (row numbers, features), a student with two heads once.
     """
     cohort, students = context.cohort, context.params.of("self_distillation")
     labelling = Context.of(students.of("pseudo_labels"))
@@ -104,7 +104,8 @@ def predict_all(context: Context, sources: list[Source]) -> tuple[pd.DataFrame, 
         else:
             found = {key: _refit(labelling, of_task[key], drawn, rare) for key, drawn in tasks.items()}
         tables += [_query_table(cohort, drawn, rare, found[key], method, key) for key, drawn in tasks.items()]
-        features[method] = (rare, _features(cohort, runs[keys[0]])[rare])
+        if method.removesuffix(REFIT) not in features:  # a refitted head sees the features of its student
+            features[method] = (rare, _features(cohort, runs[keys[0]])[rare])
     return pd.concat(tables, ignore_index=True), features
 
 

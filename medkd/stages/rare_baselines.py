@@ -68,7 +68,7 @@ def oracle_runs(context: Context) -> list[Run]:
     """Networks trained on the labels of the rare images themselves, one a rotation of a 7:1:2 split by lesion.
 
     A rare image is classified by the network of the rotation whose test part it is in, so the oracle is scored on the
-    same query sets as every other method.
+    same query sets as every other method. The last epoch counts, as for all of them; the validation tenth is watched.
     """
     runs = []
     for rotation in range(N_ROTATIONS):
@@ -140,17 +140,15 @@ def _oracle(context: Context, rotation: int, folder: Path, title: str) -> dict[s
     network = _network(context, len(cohort.rare_classes), "oracle", rotation)
     where = {"device": context.device, "precision": params.precision}
     labels = _labels(cohort, cohort.rare_classes).clamp(min=0).numpy()
-    task = Classification(labels, len(cohort.rare_classes), train, balanced=False, device=context.device)
+    task = Classification(labels, len(cohort.rare_classes), train, balanced=True, device=context.device)
     step = SupervisedStep(network, images_of(context), task, tensor_rows(val), **where)
     batch = min(SMALL_BATCH, params.batch_size, len(train))
-    history = _fit(context, step, train, folder, title, params.oracle_epochs, batch, select=task.select)
+    history = _fit(context, step, train, folder, title, params.oracle_epochs, batch)
     rows = tensor_rows(test)
     return _save(folder, cohort, network, encode(network.encoder, step.inputs, rows, **where), rows, history)
 
 
-def _fit(
-    context: Context, step: Any, rows: np.ndarray, folder: Path, title: str, epochs: int, batch: int, select: str = ""
-) -> Any:
+def _fit(context: Context, step: Any, rows: np.ndarray, folder: Path, title: str, epochs: int, batch: int) -> Any:
     params = context.params
     return fit(
         step,
@@ -162,7 +160,6 @@ def _fit(
         seed=seed_for(params.seed, "baseline", title),
         folder=folder,
         title=title,
-        select=select,
         ids=context.cohort.table["id"].tolist(),
     )
 
