@@ -56,11 +56,12 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
 _PAPER = {"folds": 5, "epochs": 30, "batch_size": 16, "lr": 5e-4}
 _PAPER_STUDENT = {"n_positives": 300, "n_negatives": 1024}
 _FROZEN = {"encoder": "tf_efficientnet_lite0", "weights": "imagenet", "frozen": True, "image_size": 128}
+_PAPER_PHANTOM = {"*": _PAPER | _FROZEN | {"image_size": 64}, "distillation": _PAPER_STUDENT | {"keep": "last"}}
 _PAPER_MILK = {"*": _PAPER | _FROZEN | {"batch_size": 64, "balanced": True}, "distillation": _PAPER_STUDENT}
 PRESETS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
     "quick": SETTINGS,
     "paper": {
-        "phantom-glioma": {"*": _PAPER, "distillation": _PAPER_STUDENT},
+        "phantom-glioma-500": _PAPER_PHANTOM,
         "milk10k-5": _PAPER_MILK,
         "milk10k": _PAPER_MILK,
         "tcga-gbmlgg": TCGA,
@@ -167,7 +168,7 @@ def default_cohorts(preset: str) -> tuple[str, ...]:
     """What a report without a dataset runs: the simulated cohorts that the preset has settings for, or all of them."""
     if preset == "quick":
         return DEFAULT_COHORTS
-    return tuple(dataset for dataset in DEFAULT_COHORTS if dataset in PRESETS.get(preset, {}))
+    return tuple(dataset for dataset in PRESETS.get(preset, {}) if dataset.startswith("phantom-"))
 
 
 def _preset(name: str, datasets: Sequence[str]) -> Mapping[str, Any]:

@@ -169,7 +169,7 @@ def _train(
         seed=seed_for(params.seed, "student", fold),
         folder=folder,
         title=title,
-        select=task.select,
+        select=task.select if params.keep == "best" else "",
         ids=cohort.table["id"],
     )
     if method == "gmcd":

@@ -69,6 +69,13 @@ class OptimiserParams(PairedParams):
     batch_size: int = Field(32, description="images a step", ge=2)
     lr: float = Field(1e-3, description="learning rate of Adam at the start; falls linearly", gt=0)
     weight_decay: float = Field(4e-4, description="L2 penalty of Adam", ge=0)
+    keep: Literal["best", "last"] = Field(
+        "best", description='epoch that is kept: "best" on the validation split, or "last"'
+    )
+
+    def config(self) -> dict[str, Any]:
+        """As `PairedParams.config`; `keep` is younger than the store, so that its default leaves keys as they were."""
+        return {name: value for name, value in super().config().items() if (name, value) != ("keep", "best")}
 
 
 def run_folds(params: Any) -> range:
@@ -200,10 +207,10 @@ def save_trained(
     write_tensors(folder / "features.safetensors", {"validation": torch.from_numpy(found.features)})
     write_tensors(folder / "model.safetensors", network.state_dict())
     validation = [name for name in history if name.startswith("val_")]
-    best = history.loc[history[params.select].idxmax()]
+    kept = history.iloc[-1] if params.keep == "last" else history.loc[history[params.select].idxmax()]
     return {
-        "epoch": int(best["epoch"]),
-        **{name: float(best[name]) for name in validation},
+        "epoch": int(kept["epoch"]),
+        **{name: float(kept[name]) for name in validation},
         "n_train": len(split.train),
         "n_parameters": sum(parameter.numel() for parameter in network.parameters()),
         "image_weights": image_weights(context),

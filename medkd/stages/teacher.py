@@ -167,7 +167,7 @@ def _train(context: Context, kind: str, fold: int, folder: Path, title: str) -> 
         seed=seed_for(params.seed, "teacher", kind, fold),
         folder=folder,
         title=title,
-        select=task.select,
+        select=task.select if params.keep == "best" else "",
         ids=cohort.table["id"],
     )
     if kind == "both":

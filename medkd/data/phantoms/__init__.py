@@ -9,5 +9,10 @@ from medkd.data.cohort import Cohort
 from medkd.data.phantoms import glioma, paired_skin, rare_skin
 
 PHANTOMS: Mapping[str, Callable[..., Cohort]] = MappingProxyType(
-    {"phantom-glioma": glioma.make, "phantom-paired-skin": paired_skin.make, "phantom-rare-skin": rare_skin.make}
+    {
+        "phantom-glioma": glioma.make,
+        "phantom-glioma-500": glioma.make_500,
+        "phantom-paired-skin": paired_skin.make,
+        "phantom-rare-skin": rare_skin.make,
+    }
 )

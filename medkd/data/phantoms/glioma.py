@@ -6,6 +6,8 @@ patient, and the column names of the genomic profile carry no biology.
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 
@@ -91,6 +93,30 @@ def make(
             "seed": seed,
         },
     )
+
+
+def make_500(
+    *,
+    n_patients: int = 500,
+    n_rois: int = 1,
+    n_patches: int = 2,
+    image_size: int = 64,
+    label_noise: float = 0.25,
+    seed: int = 23,
+) -> Cohort:
+    """`make` with more patients, fewer patches of each, and a quarter of the recorded grades off by one.
+
+    Args, returns and errors: as `make`; the cohort is called "phantom-glioma-500".
+    """
+    cohort = make(
+        n_patients=n_patients,
+        n_rois=n_rois,
+        n_patches=n_patches,
+        image_size=image_size,
+        label_noise=label_noise,
+        seed=seed,
+    )
+    return dataclasses.replace(cohort, name="phantom-glioma-500", title="Simulated glioma, noisy grades")
 
 
 def _draw_patients(rng: np.random.Generator, n: int, label_noise: float) -> pd.DataFrame:
