@@ -52,8 +52,8 @@ _ENTRIES = {
     "phantom-glioma": _phantom(
         "phantom-glioma", "simulated H&E patches and genomic profile, grade II to IV", TEACHER_STUDENT
     ),
-    "phantom-glioma-500": _phantom(
-        "phantom-glioma-500", "the same of 500 patients, a quarter of the recorded grades off by one", TEACHER_STUDENT
+    "phantom-glioma-600": _phantom(
+        "phantom-glioma-600", "the same of 600 patients, a third of the recorded grades off by one", TEACHER_STUDENT
     ),
     "phantom-paired-skin": _phantom(
         "phantom-paired-skin", "simulated clinical and dermoscopic images of one lesion", TEACHER_STUDENT

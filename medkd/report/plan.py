@@ -61,7 +61,7 @@ _PAPER_MILK = {"*": _PAPER | _FROZEN | {"batch_size": 64, "balanced": True}, "di
 PRESETS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
     "quick": SETTINGS,
     "paper": {
-        "phantom-glioma-500": _PAPER_PHANTOM,
+        "phantom-glioma-600": _PAPER_PHANTOM,
         "milk10k-5": _PAPER_MILK,
         "milk10k": _PAPER_MILK,
         "tcga-gbmlgg": TCGA,

@@ -15,7 +15,7 @@ from medkd.errors import DataError, ParameterError
 
 SMALL = {
     "phantom-glioma": {"n_patients": 24, "image_size": 32},
-    "phantom-glioma-500": {"n_patients": 24, "image_size": 32},
+    "phantom-glioma-600": {"n_patients": 24, "image_size": 32},
     "phantom-paired-skin": {"n_lesions": 100, "image_size": 32},
     "phantom-rare-skin": {"n_images": 200, "image_size": 32},
 }

@@ -27,7 +27,7 @@ def test_names_are_listed_with_the_chain_they_serve():
     chains = {name: registry.chain_of(name) for name in registry.cohort_names()}
     assert chains == {
         "phantom-glioma": "teacher-student",
-        "phantom-glioma-500": "teacher-student",
+        "phantom-glioma-600": "teacher-student",
         "phantom-paired-skin": "teacher-student",
         "phantom-rare-skin": "rare",
         "isic2018": "rare",

@@ -76,7 +76,7 @@ def test_the_paper_preset_has_the_published_constants_and_agrees_with_itself():
     """Xing et al. 2023: 30 epochs, 300 candidates, 20 kept, 1,024 negatives, T = 1, a = 1, b = .02; five folds."""
     found = {
         entry.notebook: stage_params()[entry.notebook].checked(entry.parameters)
-        for entry in plan(["phantom-glioma-500"], report="paper", overrides={}, preset="paper")
+        for entry in plan(["phantom-glioma-600"], report="paper", overrides={}, preset="paper")
     }
     student, teacher = found["03_distillation"], found["02_teacher_training"]
     assert (student.epochs, student.n_positives, student.n_selected, student.n_negatives) == (30, 300, 20, 1024)
@@ -92,4 +92,4 @@ def test_unknown_presets_and_presets_without_settings_for_a_cohort_are_refused()
         plan(["phantom-glioma"], report="q", overrides={}, preset="papr")
     with pytest.raises(ParameterError, match='preset "paper" has no settings for phantom-paired-skin'):
         plan(["phantom-paired-skin"], report="q", overrides={}, preset="paper")
-    assert default_cohorts("quick") == DEFAULT_COHORTS and default_cohorts("paper") == ("phantom-glioma-500",)
+    assert default_cohorts("quick") == DEFAULT_COHORTS and default_cohorts("paper") == ("phantom-glioma-600",)

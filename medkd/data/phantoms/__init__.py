@@ -11,7 +11,7 @@ from medkd.data.phantoms import glioma, paired_skin, rare_skin
 PHANTOMS: Mapping[str, Callable[..., Cohort]] = MappingProxyType(
     {
         "phantom-glioma": glioma.make,
-        "phantom-glioma-500": glioma.make_500,
+        "phantom-glioma-600": glioma.make_600,
         "phantom-paired-skin": paired_skin.make,
         "phantom-rare-skin": rare_skin.make,
     }

@@ -60,22 +60,22 @@ def make(
     return _cohort("phantom-glioma", "Simulated glioma", settings)
 
 
-def make_500(
+def make_600(
     *,
-    n_patients: int = 500,
+    n_patients: int = 600,
     n_rois: int = 1,
     n_patches: int = 2,
     image_size: int = 64,
-    label_noise: float = 0.25,
-    seed: int = 23,
+    label_noise: float = 0.35,
+    seed: int = 24,
 ) -> Cohort:
-    """`make` with more patients, fewer patches of each, and a quarter of the recorded grades off by one.
+    """`make` with more patients, fewer patches of each, and a third of the recorded grades off by one.
 
-    Args, returns and errors: as `make`; the cohort is called "phantom-glioma-500".
+    Args, returns and errors: as `make`; the cohort is called "phantom-glioma-600".
     """
     settings = {"n_patients": n_patients, "n_rois": n_rois, "n_patches": n_patches}
     settings |= {"image_size": image_size, "label_noise": label_noise, "seed": seed}
-    return _cohort("phantom-glioma-500", "Simulated glioma, noisy grades", settings)
+    return _cohort("phantom-glioma-600", "Simulated glioma, noisy grades", settings)
 
 
 def _cohort(name: str, title: str, settings: dict[str, Any]) -> Cohort:
