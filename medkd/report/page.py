@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import io
 import itertools
 import os
 import platform
@@ -17,6 +18,7 @@ from urllib.parse import quote
 
 import nbformat
 from jinja2 import DictLoader, Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
 
 import medkd
 from medkd.errors import DataError
@@ -55,7 +57,8 @@ def build_page(
         entries: figures and tables as `medkd.report.artifacts.read_index` gives them: stage, kind, name, caption,
             files (kind of file -> relative path), simulated, summary. Tables with `summary` go to the top.
         notebooks: executed notebooks: name, html (path relative to `folder`, may be missing), state, seconds, error.
-        target: write here in place of `index.html`, without links to the files of the report's folder.
+        target: write here in place of `index.html`, without links to the files of the report's folder and with
+            pictures of 128 colours, a third of the size.
         note: a paragraph under the heading.
 
     Returns:
@@ -64,7 +67,7 @@ def build_page(
     Raises:
         DataError: a file that an entry names is missing.
     """
-    shown = [_with_content(folder, entry) for entry in entries]
+    shown = [_with_content(folder, entry, small=target is not None) for entry in entries]
     summaries = [entry for entry in shown if entry["kind"] == "table" and entry.get("summary")]
     rest = [entry for entry in shown if entry not in summaries]
     stages = [(stage, list(group)) for stage, group in itertools.groupby(rest, key=lambda entry: entry["stage"])]
@@ -146,11 +149,11 @@ def _git(*arguments: str) -> str | None:
         return None
 
 
-def _with_content(folder: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
+def _with_content(folder: Path, entry: Mapping[str, Any], *, small: bool) -> dict[str, Any]:
     """The entry with what the page embeds: the picture's bytes, or the table's rows."""
     source = folder / entry["files"]["png" if entry["kind"] == "figure" else "csv"]
     try:
-        content = _picture(source) if entry["kind"] == "figure" else _table(source)
+        content = _picture(source, small=small) if entry["kind"] == "figure" else _table(source)
     except FileNotFoundError:
         stage = entry["stage"]
         raise DataError(
@@ -159,8 +162,12 @@ def _with_content(folder: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
     return {**entry, **content, "anchor": f"{entry['stage']}-{entry['kind']}-{entry['name']}"}
 
 
-def _picture(path: Path) -> dict[str, Any]:
+def _picture(path: Path, *, small: bool) -> dict[str, Any]:
     data = path.read_bytes()
+    if small:
+        with Image.open(io.BytesIO(data)) as picture, io.BytesIO() as buffer:
+            picture.convert("RGB").quantize(128).save(buffer, "png", optimize=True)
+            data = buffer.getvalue()
     width, height = struct.unpack(">II", data[16:24])  # a PNG's first chunk begins with its size
     return {"data": base64.b64encode(data).decode(), "width": width, "height": height}
 
