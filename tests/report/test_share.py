@@ -56,9 +56,8 @@ def test_photographs_links_and_folders_stay_at_home(report, tmp_path):
     html = page.read_text(encoding="utf-8")
     (embedded,) = re.findall(r"data:image/png;base64,([^\"]+)", html)
     shown = Image.open(io.BytesIO(base64.b64decode(embedded))).convert("RGB")
-    pictures = [
-        Image.open(report / "figures" / f"{STAGE}-{name}.png").convert("RGB") for name in ("curves", "examples")
-    ]
+    files = [report / "figures" / f"{STAGE}-{name}.png" for name in ("curves", "examples")]
+    pictures = [Image.open(file).convert("RGB") for file in files]
     apart = [np.abs(np.asarray(shown, int) - np.asarray(each, int)).mean() for each in pictures]
     assert apart[0] < 1 < apart[1]  # the same picture in fewer colours, and another one
     assert len(base64.b64decode(embedded)) < files[0].stat().st_size
