@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from medkd.cli_data import Root, data_app, fail
+
 app = typer.Typer(
     help="Knowledge distillation and rare-disease learning in medical imaging, driven from notebooks.",
     no_args_is_help=True,
@@ -16,10 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-data_app = typer.Typer(help="List cohorts and check their files.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
-
-Root = Annotated[str, typer.Option(help="Folder with the publisher's files; simulated cohorts need none.")]
 
 
 @app.command()
@@ -66,11 +65,11 @@ def report(
             say=lambda line: print(line, flush=True),
         )
     except MedkdError as error:
-        _fail(str(error), 2)
+        fail(str(error), 2)
     except NotebookFailure as error:
-        _fail(f"{error}\nFinished stages are kept; the same command goes on from there.", error.exit_code)
+        fail(f"{error}\nFinished stages are kept; the same command goes on from there.", error.exit_code)
     except KeyboardInterrupt:
-        _fail("interrupted; finished stages are kept, and the same command goes on from there", 130)
+        fail("interrupted; finished stages are kept, and the same command goes on from there", 130)
     else:
         print(os.path.relpath(page))
 
@@ -89,57 +88,7 @@ def share(
     try:
         print(os.path.relpath(write(name, Path(target))))
     except MedkdError as error:
-        _fail(str(error), 2)
-
-
-@data_app.command("list")
-def data_list() -> None:
-    """Show the cohorts by name, what they serve and where they come from."""
-    from medkd.data.registry import cohort_names, describe
-
-    for cohort in cohort_names():
-        about = describe(cohort)
-        print(
-            f"{cohort:22} {about['chain']:16} {'needs --root' if about['needs_root'] else 'simulated':14} "
-            f"{about['title']}"
-        )
-
-
-@data_app.command("info")
-def data_info(name: str, root: Root = "") -> None:
-    """Show what a cohort is, its licence, and its counts if its files are here."""
-    from medkd.data.registry import describe, load_cohort, summary
-    from medkd.errors import MedkdError
-
-    try:
-        about = describe(name)
-        for key, value in about.items():
-            print(f"{key}: {value}")
-        if root or not about["needs_root"]:
-            print(summary(load_cohort(name, root)).to_string(index=False))
-    except MedkdError as error:
-        _fail(str(error), 2)
-
-
-@data_app.command("check")
-def data_check(name: str, root: Root = "") -> None:
-    """Check a cohort: readable images, counts, and no patient in two splits. Exit status 1 if something is wrong."""
-    from medkd.data.registry import check, load_cohort, summary
-    from medkd.errors import MedkdError
-
-    try:
-        cohort = load_cohort(name, root)
-        print(summary(cohort).to_string(index=False))
-        for source in cohort.images.values():
-            source.load(32)
-        findings = check(cohort)
-    except MedkdError as error:
-        _fail(str(error), 1)
-    for finding in findings:
-        print(finding, file=sys.stderr)
-    if findings:
-        raise typer.Exit(1)
-    print(f"{cohort.label_text}: {len(cohort)} samples in order, no {cohort.group} in two splits")
+        fail(str(error), 2)
 
 
 @app.command()
@@ -152,7 +101,7 @@ def lab(
 
     folder = home() / "notebooks"
     if not folder.is_dir():
-        _fail(f"no notebooks in {folder}; start medkd lab in the project's folder or set MEDKD_HOME to it", 2)
+        fail(f"no notebooks in {folder}; start medkd lab in the project's folder or set MEDKD_HOME to it", 2)
     options = [f"--notebook-dir={folder}", "--ip=127.0.0.1", f"--port={port}"]
     options += [] if browser else ["--no-browser"]
     options += ["--allow-root"] if os.geteuid() == 0 else []  # containers run as root; the server is local either way
@@ -176,8 +125,3 @@ def _assignment(text: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except json.JSONDecodeError:
         return name, {"True": True, "False": False}.get(value, value)
-
-
-def _fail(message: str, status: int) -> None:
-    print(f"medkd: {message}", file=sys.stderr)
-    raise typer.Exit(status)

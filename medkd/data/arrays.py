@@ -42,6 +42,11 @@ class ArrayImages:
     def __len__(self) -> int:
         return len(self._rows)
 
+    @property
+    def drawn_size(self) -> tuple[int, int]:
+        """Width and height of the pixels as they were given."""
+        return self._pixels.shape[2], self._pixels.shape[1]
+
     def load(self, size: int) -> np.ndarray:
         """Images as uint8 RGB, shape (m, size, size, 3), bilinear with antialiasing; not to be written to."""
         if self._last is None or self._last[0] != size:

@@ -69,6 +69,8 @@ class Cohort:
         base_classes: common classes (URL learns on them without labels), names out of `classes`.
         rare_classes: classes of the few-shot task, names out of `classes`.
         group: what `patient` holds, for prose: "patient" or "lesion".
+        splits: the publisher's own splits, rows aligned with `table`, one column a split, cells "train", "val", "test"
+            or "" (in none); None where there are none. They are used unless `split_file` asks for others.
         licence: licence of the data, for the report. attribution: credit line that figures with images carry.
         settings: how it was made or read (generator seed, number of patients), for the manifest.
     """
@@ -85,6 +87,7 @@ class Cohort:
     base_classes: tuple[str, ...] = ()
     rare_classes: tuple[str, ...] = ()
     group: str = "patient"
+    splits: pd.DataFrame | None = None
     licence: str = ""
     attribution: str = ""
     settings: Mapping[str, object] = field(default_factory=dict)
@@ -104,6 +107,10 @@ class Cohort:
                     f"modality {name} of cohort {self.name} has {len(vector.values)} rows, "
                     f"the table has {len(self.table)}"
                 )
+        if self.splits is not None and len(self.splits) != len(self.table):
+            raise DataError(
+                f"the splits of cohort {self.name} have {len(self.splits)} rows, the table has {len(self.table)}"
+            )
         self._check_survival()
 
     def __len__(self) -> int:
@@ -167,11 +174,12 @@ class Cohort:
             table=self.table.iloc[rows].reset_index(drop=True),
             images={name: source.take(rows) for name, source in self.images.items()},
             vectors={name: VectorTable(vector.values[rows], vector.names) for name, vector in self.vectors.items()},
+            splits=None if self.splits is None else self.splits.iloc[rows].reset_index(drop=True),
         )
 
     @cached_property
     def fingerprint(self) -> str:
-        """Sixteen hex digits of what is in it: ids, labels, groups, survival, slots, vectors and image content."""
+        """Sixteen hex digits of what is in it: ids, labels, groups, survival, slots, splits, vectors and images."""
         digest = hashlib.sha256()
         digest.update(self.table[["id", "label", "class", "patient", "roi"]].to_csv(index=False).encode())
         digest.update(
@@ -180,6 +188,8 @@ class Cohort:
         for column in SURVIVAL_COLUMNS:
             if column in self.table:  # a cohort without survival keeps the digest it had before there was any
                 digest.update(self.table[[column]].astype(float).to_csv(index=False).encode())
+        if self.splits is not None:
+            digest.update(self.splits.to_csv(index=False).encode())
         for name in sorted(self.vectors):
             digest.update(name.encode() + "|".join(self.vectors[name].names).encode())
             digest.update(np.ascontiguousarray(self.vectors[name].values).tobytes())

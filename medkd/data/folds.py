@@ -5,28 +5,21 @@ from __future__ import annotations
 import itertools
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
 from medkd.data.cohort import Cohort
 from medkd.data.images import first_few
+from medkd.data.published_splits import PublishedSplits, published_splits
 from medkd.errors import DataError, ParameterError
-
-PATIENT_COLUMNS = ("patient_id", "patient", "lesion_id", "case")
-"""Names that the column of patients may have in a file of published splits, best first."""
-PARTS = {"train": "train", "test": "test", "val": "val", "validation": "val"}
-"""The words of such a file, in lower case -> the part they mean."""
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
     """Row numbers of a cohort's table, each an ascending int64 array, none in two of them.
 
-    Together they hold every row once, unless the split comes from a file: rows of patients that the file does not name
-    are in none of the three.
+    Together they hold every row once, unless the split is a published one: rows that it does not name are in none.
     """
 
     train: np.ndarray
@@ -42,26 +35,24 @@ def split_rows(
     Without a file the test parts of all folds together hold every row once. Validation is one fold of a second such
     division, of the rows outside the test part, so model selection never sees a test patient.
 
-    A `split_file` is a CSV with a column of patients (one of `PATIENT_COLUMNS`) and one column a split, with the words
-    train and test, in any case. A split that says val (or validation) but never test has held its val part out, so
-    that is our test part; one that says all three brings our validation part as well. In every other case validation
-    is cut out of the training patients as above. Rows of patients that the file does not name, or leaves empty in this
-    column, are in none of the three parts.
+    Published splits (of `split_file`, or of the cohort itself) take the place of our own folds: a split that says
+    train, val and test brings its validation part as well; in every other case validation is cut out of the training
+    patients as above. Rows of patients that a split does not name are in none of its three parts.
 
     Args:
         cohort: its `label` is stratified, its `patient` kept whole.
-        fold: which of the folds is tested, 0 .. n_folds - 1; with a file, which of its splits, 0 .. n_splits - 1.
-        n_folds: number of folds, 2 or more, at most the number of groups; ignored with a file.
+        fold: which of the folds is tested, 0 .. n_folds - 1, or which of the published splits is used.
+        n_folds: number of folds, 2 or more, at most the number of groups; ignored where splits are published.
         seed: seed of both divisions, >= 0.
         val_fraction: share of the rows outside the test part, > 0 and <= 0.5; rounded to the nearest 1/k.
-        split_file: path of the published splits; empty for our own.
+        split_file: see `medkd.data.published_splits.published_splits`.
 
     Raises:
         ParameterError: if a setting is out of range, or there are too few groups for it.
         DataError: if the file is missing or not of this form, knows no patient of the cohort, or leaves a part empty.
     """
-    if split_file:
-        return _published(cohort, fold, seed, val_fraction, Path(split_file).expanduser())
+    if (published := published_splits(cohort, split_file)) is not None:
+        return _published(cohort, published, fold, seed, val_fraction)
     _check(cohort, fold, n_folds, seed, val_fraction)
     test = _part(cohort, np.arange(len(cohort)), fold, n_folds, np.random.default_rng([seed, 0]))
     rest = np.setdiff1d(np.arange(len(cohort)), test)
@@ -76,13 +67,14 @@ def split_rows(
     return split
 
 
-def n_splits(split_file: str) -> int:
-    """Number of splits in a file of published splits, see `split_rows`.
+def n_folds_of(cohort: Cohort, n_folds: int, split_file: str = "") -> int:
+    """Number of folds that `split_rows` knows: of published splits, or `n_folds`.
 
     Raises:
-        DataError: if the file is missing or not of this form.
+        DataError: see `medkd.data.published_splits.published_splits`.
     """
-    return _read_splits(Path(split_file).expanduser()).shape[1]
+    published = published_splits(cohort, split_file)
+    return n_folds if published is None else published.parts.shape[1]
 
 
 def check_disjoint(cohort: Cohort, split: Split) -> None:
@@ -101,77 +93,27 @@ def check_disjoint(cohort: Cohort, split: Split) -> None:
             )
 
 
-def _published(cohort: Cohort, fold: int, seed: int, val_fraction: float, path: Path) -> Split:
-    """One split of a file; see `split_rows`."""
+def _published(cohort: Cohort, splits: PublishedSplits, fold: int, seed: int, val_fraction: float) -> Split:
+    """One published split, with a validation part cut out of its training patients where it has none."""
     _check_settings(seed, val_fraction)
-    splits = _read_splits(path)
-    if not 0 <= fold < splits.shape[1]:
+    n_splits = splits.parts.shape[1]
+    if not 0 <= fold < n_splits:
         raise ParameterError(
-            f"fold = {fold} is outside 0 .. {splits.shape[1] - 1}, the splits that {path} holds; choose one of them"
+            f"fold = {fold} is outside 0 .. {n_splits - 1}, the splits that {splits.source} holds; choose one of them"
         )
-    parts = _part_of_patient(splits.iloc[:, fold], path)
-    part = pd.Series(cohort.groups).astype(str).map(parts).to_numpy(object)
-    if pd.isna(part).all():
-        raise DataError(
-            f"{path} puts no {cohort.group} of {cohort.name} into split {parts.name}: it names "
-            f"{first_few(list(splits.index))}, the cohort has {first_few(sorted(set(cohort.groups)))}; "
-            "use splits of this cohort"
-        )
+    part = splits.parts.iloc[:, fold]
     train, val, test = (np.flatnonzero(part == name).astype(np.int64) for name in ("train", "val", "test"))
-    if len(train) and not (parts == "val").any():
+    if len(train) and not len(val):
         val = _validation(cohort, train, fold, seed, val_fraction)
         train = np.setdiff1d(train, val)
     split = Split(train, val, test)
     empty = _empty_parts(split)
     if empty:
         raise DataError(
-            f"split {parts.name} of {path} leaves no rows of {cohort.name} for {' and '.join(empty)}; "
+            f"split {part.name} of {splits.source} leaves no rows of {cohort.name} for {' and '.join(empty)}; "
             "choose another fold or use splits of this cohort"
         )
     return split
-
-
-def _read_splits(path: Path) -> pd.DataFrame:
-    """Words in lower case, one row a line of the file with the patient as index, one column a split; "" if empty."""
-    if not path.is_file():
-        raise DataError(f"{path} is missing; set split_file to a CSV with a column of patients and one column a split")
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (ValueError, OSError) as error:  # pandas' own CSV errors are ValueErrors
-        raise DataError(f"{path} cannot be read as a CSV table ({error}); copy it again from the publisher") from error
-    patient = next((name for name in PATIENT_COLUMNS if name in table), None)
-    if patient is None:
-        raise DataError(
-            f"{path} has no column of patients: expected one of {', '.join(PATIENT_COLUMNS)}, it has "
-            f"{first_few(list(table.columns), 6)}; rename that column"
-        )
-    splits = table.set_index(table[patient].str.strip()).drop(columns=patient)
-    if splits.empty:
-        raise DataError(f"{path} has no rows, or no column of a split beside {patient}; use a file with one a split")
-    splits = splits.apply(lambda words: words.str.strip().str.lower())
-    for name, words in splits.items():
-        unknown = sorted(set(words) - {"", *PARTS})
-        if unknown:
-            raise DataError(
-                f'{path} has the word "{unknown[0]}" in column {name}, known are {", ".join(PARTS)}; '
-                "keep one column of patients and one column a split"
-            )
-    return splits
-
-
-def _part_of_patient(words: pd.Series, path: Path) -> pd.Series:
-    """Patient -> "train", "val" or "test" in one split; patients without a word are left out."""
-    parts = words[words != ""].map(PARTS)
-    if not (parts == "test").any():
-        parts = parts.replace("val", "test")  # PORPOISE's folds call the held-out part val
-    parts = parts[~pd.DataFrame({"patient": parts.index, "part": parts.to_numpy()}).duplicated().to_numpy()]
-    several = parts.index[parts.index.duplicated()].unique().tolist()
-    if several:
-        raise DataError(
-            f"{path} puts {first_few(several)} into several parts of split {words.name}, so metrics would leak; "
-            "each patient needs one"
-        )
-    return parts
 
 
 def _validation(cohort: Cohort, rest: np.ndarray, fold: int, seed: int, val_fraction: float) -> np.ndarray:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import io
 import json
 import os
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -14,18 +14,19 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from medkd import paths as places
+from medkd.data.file_store import FileStore
 from medkd.errors import DataError, ParameterError
-from medkd.files import check_room, write_atomically, write_json
+from medkd.files import check_room, locked, write_atomically, write_json
 
 # What Pillow raises on damaged files: SyntaxError comes from its PNG reader, the bomb error from absurd sizes.
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError, UnidentifiedImageError)
 MAX_THREADS = 16
-
-_building = threading.Lock()  # two threads of one process would share a temporary name
+DECODER = "2"
+"""Version of the decoding below, part of every cache's key."""
 
 
 def first_few(names: Sequence[object], n: int = 3) -> str:
@@ -34,30 +35,21 @@ def first_few(names: Sequence[object], n: int = 3) -> str:
     return shown if len(names) <= n else f"{shown}, ... ({len(names)} in all)"
 
 
-def pixel_size(path: Path) -> tuple[int, int]:
-    """Width and height of an image file in pixels, from its header.
-
-    Raises:
-        DataError: if the file is missing or is no image.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except UNREADABLE as error:
-        raise DataError(f"{path} is not a readable image ({error}); copy it again from the publisher") from error
-
-
 class FileImages:
     """ImageSource over image files of one modality; row i is the i-th path.
 
     Every file is decoded to RGB and resized to a square without keeping its aspect ratio, bilinear and antialiased,
     as torchvision's `Resize((size, size))` does with Pillow images (both papers do so). The result for a size is made
-    once and kept as a uint8 array in the cache, under a key of the listing (relative path, bytes and modification time
-    of every file): a changed file makes a new cache. Sources that `take` made share one cache.
+    once and kept as a uint8 array in the cache, under a key of the content (the hash of every file, remembered as long
+    as size and modification time stay): a changed file makes a new cache, a moved folder does not. Processes that want
+    the same array make it once, and one that is killed leaves nothing that counts. Sources that `take` made share it.
+
+    Colours: 16-bit grey is scaled to 8 bits, transparency is laid over black, CMYK and palettes are converted, and the
+    camera's orientation tag is obeyed.
 
     Args:
         paths: file names relative to `root`, one a row.
-        root: the publisher's folder.
+        root: the publisher's folder; subfolders may still be zip archives, see `FileStore`.
         cache_dir: where the arrays go, in a subfolder `images`; by default `medkd.paths.cache_dir()`.
 
     Raises:
@@ -105,6 +97,33 @@ class FileImages:
         source._rows = np.arange(len(self._files.names))
         return source, self._rows
 
+    def file_pixels(self) -> tuple[int, int]:
+        """Width and height of the first file in pixels, from its header.
+
+        Raises:
+            DataError: if it is missing or is no image.
+        """
+        name = self._files.names[self._rows[0]]
+        try:
+            return _header_size(self._files.store.read(name))
+        except UNREADABLE as error:
+            raise DataError(
+                f"{self._files.store.root / name} is not a readable image ({error}); copy it again from the publisher"
+            ) from error
+
+    def file_sizes(self) -> np.ndarray:
+        """Width and height of every file in pixels, from the headers, shape (n, 2); 0 where a file cannot be read."""
+        sizes, failed = self._files.each(_header_size, "look at image sizes")
+        every = np.zeros((len(self._files.names), 2), np.int64)
+        every[[name not in failed for name in self._files.names]] = sizes
+        return every[self._rows]
+
+    def unreadable(self) -> dict[str, str]:
+        """Name of each file that cannot be decoded -> the reason; every file is read once."""
+        failed = self._files.each(lambda content: _decode(content, 8), "look at images")[1]
+        own = {self._files.names[row] for row in self._rows}
+        return {name: reason for name, reason in failed.items() if name in own}
+
     def content_hashes(self) -> list[str]:
         """SHA-256 of each row's file, as hex; remembered in the cache as long as the listing stays.
 
@@ -127,59 +146,63 @@ class _Files:
 
     def __init__(self, names: tuple[str, ...], root: Path, cache_dir: Path | None) -> None:
         self.names = names
-        self.root = root
+        self.store = FileStore(root)
         self.cache = (places.cache_dir() if cache_dir is None else Path(cache_dir)) / "images"
 
     @cached_property
-    def key(self) -> str:
-        """Twenty hex digits of the listing."""
-        stats = self._each(lambda path: path.stat(), "")
-        listing = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in zip(self.names, stats, strict=True)]
-        return hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:20]
-
-    @cached_property
     def hashes(self) -> list[str]:
-        """SHA-256 of every file."""
-        memo = self.cache / f"{self.key}.sha256.json"
+        """SHA-256 of every file, remembered under a key of the listing: name, size and modification time."""
+        stamps, failed = self.each(None, "")
+        self._refuse(failed)
+        listing = json.dumps([(name, *stamp) for name, stamp in zip(self.names, stamps, strict=True)])
+        memo = self.cache / f"{hashlib.sha256(listing.encode()).hexdigest()[:20]}.sha256.json"
         if memo.is_file():
             return json.loads(memo.read_text())
-        hashes = self._each(lambda path: hashlib.sha256(path.read_bytes()).hexdigest(), "check images")
+        hashes, failed = self.each(lambda content: hashlib.sha256(content).hexdigest(), "check images")
+        self._refuse(failed)
         self.cache.mkdir(parents=True, exist_ok=True)
         write_json(memo, hashes)
         return hashes
 
     def pixels(self, size: int) -> np.ndarray:
         """The memory map of all files at this size, made if it is not there."""
-        path = self.cache / f"{self.key}-{size}.npy"
-        with _building:
-            if not path.is_file():
-                self._make_room(size)
-                write_atomically(path, lambda part: self._decode(part, size))
+        key = hashlib.sha256("".join((DECODER, *self.hashes)).encode()).hexdigest()[:20]
+        path = self.cache / f"{key}-{size}.npy"
+        if not path.is_file():
+            self.cache.mkdir(parents=True, exist_ok=True)
+            with locked(path.with_suffix(".lock")):
+                if not path.is_file():  # another process made it while this one waited
+                    for left in self.cache.glob(f".{path.name}.*.part"):  # of a process that was killed
+                        left.unlink()
+                    self._make_room(size)
+                    write_atomically(path, lambda part: self._decode_all(part, size))
         return np.load(path, mmap_mode="r")
 
     def _make_room(self, size: int) -> None:
         # A memory map on a full disk does not raise, it kills the process; so the space is counted first.
-        self.cache.mkdir(parents=True, exist_ok=True)
         n_bytes = len(self.names) * size * size * 3
         check_room(self.cache, n_bytes, what="the decoded images", remedy="lower image_size")
 
-    def _decode(self, part: Path, size: int) -> None:
+    def _decode_all(self, part: Path, size: int) -> None:
         pixels = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(len(self.names), size, size, 3))
-        self._each(lambda path: _decode_file(path, size), f"decode images at {size} px", into=pixels)
+        self._refuse(self.each(lambda content: _decode(content, size), f"decode images at {size} px", into=pixels)[1])
         pixels.flush()
 
-    def _each(self, work: Callable[[Path], Any], title: str, into: np.ndarray | None = None) -> list[Any]:
-        """`work(path)` of every file, in order, on several threads (Pillow and hashlib release the GIL).
+    def each(
+        self, work: Callable[[bytes], Any] | None, title: str, into: np.ndarray | None = None
+    ) -> tuple[list[Any], dict[str, str]]:
+        """`work(content)` of every file (its stamp without `work`), and name -> reason of those that cannot be read.
 
-        With `into`, result i goes to `into[i]` as soon as it is there, and the list stays empty.
+        On several threads: Pillow and hashlib release the GIL. With `into`, result i goes to `into[i]` as soon as it is
+        there, and the list stays empty.
         """
         results: list[Any] = []
-        failed: list[str] = []
-        reason = ""
+        failed: dict[str, str] = {}
 
         def attempt(row: int) -> Any:
+            name = self.names[row]
             try:
-                result = work(self.root / self.names[row])
+                result = self.store.stamp(name) if work is None else work(self.store.read(name))
             except UNREADABLE as error:
                 return error
             if into is None:
@@ -193,21 +216,43 @@ class _Files:
             for name, result in zip(self.names, pool.map(attempt, range(len(self.names))), strict=True):
                 bar.update()
                 if isinstance(result, Exception):
-                    failed.append(name)
-                    reason = reason or str(result)
+                    failed[name] = str(result) or type(result).__name__
                 elif into is None:
                     results.append(result)
         finally:
             bar.close()
             pool.shutdown(cancel_futures=True)  # an interrupt must not wait for thousands of files
+        return results, failed
+
+    def _refuse(self, failed: dict[str, str]) -> None:
         if failed:
             raise DataError(
-                f"{len(failed)} of {len(self.names)} image files under {self.root} cannot be read: "
-                f"{first_few(failed)} (the first: {reason}); copy them again from the publisher"
+                f"{len(failed)} of {len(self.names)} image files under {self.store.root} cannot be read: "
+                f"{first_few(list(failed))} (the first: {next(iter(failed.values()))}); "
+                "copy them again from the publisher"
             )
-        return results
 
 
-def _decode_file(path: Path, size: int) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+def _header_size(content: bytes) -> tuple[int, int]:
+    with Image.open(io.BytesIO(content)) as image:
+        return image.size
+
+
+def _decode(content: bytes, size: int) -> np.ndarray:
+    """An encoded image as a uint8 RGB square, shape (size, size, 3)."""
+    if not content:
+        raise OSError("the file is empty")
+    with Image.open(io.BytesIO(content)) as image:
+        upright = ImageOps.exif_transpose(image)
+        return np.asarray(_as_rgb(upright).resize((size, size), Image.Resampling.BILINEAR))
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # Pillow would clip 16 bits at 255
+        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of unknown scale; save it with 8 or 16 bits")
+    if image.has_transparency_data:
+        solid = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", solid.size, (0, 0, 0, 255)), solid).convert("RGB")
+    return image.convert("RGB")

@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from medkd.data.cohort import Cohort, VectorTable
-from medkd.data.images import FileImages, first_few, pixel_size
-from medkd.data.isic2018 import check_files, existing_folder, one_hot_classes, read_table
+from medkd.data.file_store import FileStore
+from medkd.data.images import FileImages, first_few
+from medkd.data.tables import check_files, encode_columns, existing_folder, one_hot_classes, read_table
 from medkd.errors import DataError, ParameterError
 
 TITLE = "MILK10k"
@@ -28,6 +29,8 @@ MODALITIES = {"dermoscopic": "dermoscopic", "clinical: close-up": "clinical"}
 """The publisher's `image_type` -> our modality. The file names tell nothing."""
 # The MONET scores stay out: a model that saw the images made them, so they are no patient metadata.
 EXTRA_COLUMNS = ("age_approx", "sex", "skin_tone_class", "site")
+NUMBERS, CATEGORIES = ("age_approx", "skin_tone_class"), ("sex", "site")
+"""The columns of the metadata vector; the skin tone is ordinal, 0 dark to 5 light."""
 
 CLASSES = ("BCC", "NV", "BKL", "SCCKA", "MEL", "AKIEC", "INF", "DF", "BEN_OTH", "VASC", "MAL_OTH")
 """By size."""
@@ -38,8 +41,8 @@ def read(root: str | Path, *, classes: Sequence[str] | None = None, cache_dir: P
     """The training lesions, one row a lesion with both of its images; the official set has no other labelled split.
 
     Args:
-        root: folder with `MILK10k_Training_Input/<lesion_id>/<isic_id>.jpg`, `MILK10k_Training_GroundTruth.csv` and
-            `MILK10k_Training_Metadata.csv`.
+        root: folder with `MILK10k_Training_Input/<lesion_id>/<isic_id>.jpg` (or that archive, `.zip`, as downloaded),
+            `MILK10k_Training_GroundTruth.csv` and `MILK10k_Training_Metadata.csv`.
         classes: classes to keep, labels count in this order; all eleven, by size, by default.
         cache_dir: where decoded images go, see `FileImages`; every choice of classes shares one cache.
 
@@ -65,23 +68,23 @@ def read(root: str | Path, *, classes: Sequence[str] | None = None, cache_dir: P
         root / METADATA, ("lesion_id", "image_type", "isic_id", *EXTRA_COLUMNS), keys=["lesion_id", "isic_id"]
     )
     pairs = _pair(metadata, truth["lesion_id"])
-    files = {name: (pair["lesion_id"] + "/" + pair["isic_id"] + ".jpg").tolist() for name, pair in pairs.items()}
-    check_files(root / IMAGES, "*/*.jpg", [path for paths in files.values() for path in paths], table=METADATA)
+    files = {
+        name: (f"{IMAGES}/" + pair["lesion_id"] + "/" + pair["isic_id"] + ".jpg").tolist()
+        for name, pair in pairs.items()
+    }
+    check_files(FileStore(root), IMAGES, [path for paths in files.values() for path in paths], table=METADATA)
 
     table = pd.DataFrame(
         {"id": truth["lesion_id"], "class": names, "patient": truth["lesion_id"], "roi": truth["lesion_id"]}
     )
     for column in EXTRA_COLUMNS:
         table[column] = pairs["clinical"][column].to_numpy()
-    encoded = encode_metadata(table)
+    encoded = encode_columns(table, numbers=NUMBERS, categories=CATEGORIES, file=METADATA)
     rows = np.flatnonzero(table["class"].isin(kept).to_numpy())
     table = table.iloc[rows].reset_index(drop=True)
     table.insert(1, "label", [kept.index(name) for name in table["class"]])
-    images = {
-        name: FileImages([f"{IMAGES}/{path}" for path in paths], root=root, cache_dir=cache_dir).take(rows)
-        for name, paths in files.items()
-    }
-    width, height = pixel_size(root / IMAGES / files["clinical"][0])
+    images = {name: FileImages(paths, root=root, cache_dir=cache_dir).take(rows) for name, paths in files.items()}
+    width, height = images["clinical"].file_pixels()
     return Cohort(
         name="milk10k-5" if kept == FIVE_LARGEST else "milk10k",
         title=TITLE if kept == CLASSES else f"{TITLE}, {len(kept)} classes",
@@ -97,34 +100,6 @@ def read(root: str | Path, *, classes: Sequence[str] | None = None, cache_dir: P
         attribution=ATTRIBUTION,
         settings={"split": "training", "n_lesions": len(table), "file_pixels": f"{width}x{height}"},
     )
-
-
-def encode_metadata(table: pd.DataFrame) -> VectorTable:
-    """Patient metadata as numbers, one row a lesion.
-
-    Args:
-        table: columns `age_approx` (years), `skin_tone_class` (ordinal, 0 dark to 5 light), `sex` and `site`.
-
-    Returns:
-        `age_approx` and `skin_tone_class`, NaN where missing, then a 0/1 column for each sex and site that occurs, in
-        alphabetical order ("sex=female", ..., "site=trunk"); all of a block are 0 where it is missing.
-
-    Raises:
-        DataError: if an age or skin tone is no number.
-    """
-    columns: dict[str, np.ndarray] = {}
-    for name in ("age_approx", "skin_tone_class"):
-        numbers = pd.to_numeric(table[name], errors="coerce")
-        wrong = table[name][numbers.isna() & table[name].notna()].unique().tolist()
-        if wrong:
-            raise DataError(
-                f"{METADATA} has the {name} {first_few(wrong)}, which is no number; use the publisher's file"
-            )
-        columns[name] = numbers.to_numpy(np.float32)
-    for name in ("sex", "site"):
-        for value in sorted(table[name].dropna().astype(str).unique()):
-            columns[f"{name}={value}"] = (table[name].astype(str) == value).to_numpy(np.float32)
-    return VectorTable(np.column_stack(list(columns.values())), tuple(columns))
 
 
 def _pair(metadata: pd.DataFrame, lesions: pd.Series) -> dict[str, pd.DataFrame]:

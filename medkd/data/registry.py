@@ -1,10 +1,9 @@
-"""Cohorts by name: which there are, what each serves, how to load and check one."""
+"""Cohorts by name: which there are, what each serves, how to load one."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +12,6 @@ import pandas as pd
 
 from medkd.data import isic2018, milk10k, tcga_gbmlgg
 from medkd.data.cohort import Cohort
-from medkd.data.folds import check_disjoint, split_rows
-from medkd.data.images import first_few
 from medkd.errors import DataError, ParameterError
 
 TEACHER_STUDENT, RARE, VECTOR = "teacher-student", "rare", "vector"
@@ -31,6 +28,7 @@ class Entry:
     source: str
     load: Callable[..., Cohort]
     needs_root: bool = True
+    chain_at: Callable[[str], str] | None = None
 
 
 def _phantom(name: str, title: str, chain: str) -> Entry:
@@ -79,13 +77,18 @@ def cohort_names() -> tuple[str, ...]:
     return tuple(_ENTRIES)
 
 
-def chain_of(name: str) -> str:
+def chain_of(name: str, root: str = "") -> str:
     """The chain that a cohort serves: "teacher-student", "rare" or "vector".
 
+    Args:
+        name: one of `cohort_names()`.
+        root: folder of the files; only a researcher's own data need it.
+
     Raises:
-        DataError: if no cohort has this name.
+        DataError: if no cohort has this name, or the folder of own data has no confirmed `medkd.yaml`.
     """
-    return _entry(name).chain
+    entry = _entry(name)
+    return entry.chain if entry.chain_at is None else entry.chain_at(_required(name, entry, root))
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -111,10 +114,8 @@ def load_cohort(name: str, root: str = "", **settings: Any) -> Cohort:
         ParameterError: if a setting is unknown or out of range.
     """
     entry = _entry(name)
-    if entry.needs_root and not root:
-        raise DataError(
-            f"{name} needs root, the folder with the files of {entry.title}; get them from {entry.source} and pass root"
-        )
+    if entry.needs_root:
+        _required(name, entry, root)
     if root and not entry.needs_root:
         raise DataError(f"{name} is simulated and reads no files, but root = {root} was given; leave root empty")
     known = [
@@ -140,46 +141,13 @@ def summary(cohort: Cohort) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def check(cohort: Cohort, *, n_folds: int = 5, seed: int = 0, val_fraction: float = 0.2) -> list[str]:
-    """Leakage findings, one sentence each; an empty list if there are none.
-
-    Looked for: a patient (or lesion) in two parts of any fold, one image file under two patients, and a cohort whose
-    publisher's grouping is not there.
-
-    Raises:
-        ParameterError: if the fold settings do not fit the cohort.
-        DataError: if image files cannot be read.
-    """
-    findings = []
-    if cohort.group == "image":
-        findings.append(
-            f"{cohort.name} was read without lesion ids, so images of one lesion may fall into two splits; "
-            "add the publisher's lesion table"
+def _required(name: str, entry: Entry, root: str) -> str:
+    """`root`, if it is given."""
+    if not root:
+        raise DataError(
+            f"{name} needs root, the folder with the files of {entry.title}; get them from {entry.source} and pass root"
         )
-    for fold in range(n_folds):
-        try:
-            check_disjoint(cohort, split_rows(cohort, fold=fold, n_folds=n_folds, seed=seed, val_fraction=val_fraction))
-        except DataError as error:
-            findings.append(f"fold {fold}: {error}")
-    for modality in cohort.images:
-        findings += _copies(cohort, modality)
-    return findings
-
-
-def _copies(cohort: Cohort, modality: str) -> list[str]:
-    """Image files with the same bytes in different groups; only for sources that know their files' hashes."""
-    hashes = getattr(cohort.images[modality], "content_hashes", None)
-    if hashes is None:
-        return []
-    groups: dict[str, set[str]] = defaultdict(set)
-    for content, group in zip(hashes(), cohort.groups, strict=True):
-        groups[content].add(str(group))
-    pairs = sorted(" = ".join(sorted(members)) for members in groups.values() if len(members) > 1)
-    if not pairs:
-        return []
-    return [
-        f"one {modality} image file is filed under several {cohort.group}s, {first_few(pairs)}; a split may part them"
-    ]
+    return root
 
 
 def _entry(name: str) -> Entry:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from medkd.data.cohort import Cohort, VectorTable
 from medkd.data.images import first_few
-from medkd.data.isic2018 import existing_folder, read_table
+from medkd.data.tables import existing_folder, read_table
 from medkd.errors import DataError
 
 TITLE = "TCGA-GBMLGG genomics"

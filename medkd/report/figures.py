@@ -182,6 +182,26 @@ def image_grid(images: np.ndarray, *, n_columns: int, titles: Sequence[str] | No
     return fig
 
 
+def banded_heatmap(frame: pd.DataFrame, bands: Sequence[int], names: Sequence[str], ax: Axes) -> Axes:
+    """Rows of values in SDs as colours from -3 to 3, grey where missing; bands of rows are named and set apart.
+
+    Args:
+        frame: one row a patient, one column a variable.
+        bands: rows of each band, from the top; they sum to the number of rows.
+        names: of the bands.
+        ax: where.
+    """
+    colours = plt.get_cmap("RdBu_r").with_extremes(bad="0.75")
+    image = ax.imshow(frame.to_numpy(float), cmap=colours, vmin=-3, vmax=3, aspect="auto", interpolation="nearest")
+    ends = np.cumsum(bands)
+    ax.hlines(ends[:-1] - 0.5, -0.5, frame.shape[1] - 0.5, color="black", linewidth=0.8)
+    ax.set_yticks(ends - np.asarray(bands) / 2 - 0.5, labels=[str(name) for name in names])
+    ax.set_xticks(range(frame.shape[1]), labels=list(frame), rotation=90, fontsize=max(4, min(7, 260 / frame.shape[1])))
+    ax.tick_params(length=0)
+    ax.get_figure().colorbar(image, ax=ax, label="SDs from the mean", shrink=0.6)
+    return ax
+
+
 def class_counts(summary: pd.DataFrame, ax: Axes) -> Axes:
     """Bars with numbers, one group of bars a class, first class on top.
 

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from medkd.data.cohort import Cohort
-from medkd.data.folds import n_splits, split_rows
+from medkd.data.folds import n_folds_of, split_rows
 from medkd.data.views import Augment
 from medkd.stages.store import Run
 
@@ -56,20 +56,21 @@ def class_means(cohort: Cohort, name: str) -> np.ndarray:
 def fold_table(cohort: Cohort, n_folds: int, seed: int, split_file: str = "") -> pd.DataFrame:
     """Samples and groups of each fold's training, validation and test split.
 
-    With a `split_file` its splits are the folds, `n_folds` is ignored, and two more columns count what it leaves out.
+    Where splits are published they are the folds, `n_folds` is ignored, and if they leave rows out two more columns
+    count these.
     """
     rows = []
-    for fold in range(n_splits(split_file) if split_file else n_folds):
+    for fold in range(n_folds_of(cohort, n_folds, split_file)):
         split = split_rows(cohort, fold=fold, n_folds=n_folds, seed=seed, split_file=split_file)
         row: dict[str, Any] = {"fold": fold}
         for part in ("train", "val", "test"):
             members = getattr(split, part)
             row[f"{part} samples"], row[f"{part} {cohort.group}s"] = len(members), len(set(cohort.groups[members]))
-        if split_file:
-            for unit, total in (("samples", len(cohort)), (f"{cohort.group}s", len(set(cohort.groups)))):
-                row[f"left out {unit}"] = total - sum(row[f"{part} {unit}"] for part in ("train", "val", "test"))
+        for unit, total in (("samples", len(cohort)), (f"{cohort.group}s", len(set(cohort.groups)))):
+            row[f"left out {unit}"] = total - sum(row[f"{part} {unit}"] for part in ("train", "val", "test"))
         rows.append(row)
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    return table.loc[:, [not name.startswith("left out") or table[name].any() for name in table]]
 
 
 def histories(runs: Mapping[Any, Run], names: Mapping[Any, str]) -> pd.DataFrame:

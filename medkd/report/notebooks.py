@@ -99,7 +99,7 @@ def run_notebook(
     output.parent.mkdir(parents=True, exist_ok=True)
     output.unlink(missing_ok=True)  # so that what is there after a failure is from this run
     show = sys.stderr.isatty() if echo is None else echo
-    with _stop_once(), _kernel_config() as config:
+    with _stop_once(), _headless(), _kernel_config() as config:
         try:
             papermill.execute_notebook(
                 source,
@@ -177,6 +177,19 @@ def _kernel_config() -> Iterator[Config]:
     with tempfile.TemporaryDirectory(prefix="medkd-", dir=short) as folder:
         connection_file = os.path.join(folder, "kernel.json")
         yield Config({"KernelManager": {"transport": "ipc", "connection_file": connection_file}})
+
+
+@contextmanager
+def _headless() -> Iterator[None]:
+    """Kernels that start here know that nobody is there to use a widget, see `medkd.widgets.place`."""
+    before = os.environ.get("MEDKD_HEADLESS")
+    os.environ["MEDKD_HEADLESS"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("MEDKD_HEADLESS")
+        if before is not None:
+            os.environ["MEDKD_HEADLESS"] = before
 
 
 @contextmanager

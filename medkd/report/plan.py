@@ -118,7 +118,7 @@ def plan(
             in the plan, and the nearest known name is told.
     """
     fitted = _preset(preset, datasets)
-    notebooks = {dataset: CHAINS[chain_of(dataset)] for dataset in datasets}
+    notebooks = {dataset: CHAINS[chain_of(dataset, root)] for dataset in datasets}
     stages = sorted({notebook for chain in notebooks.values() for notebook in chain})
     by_stage = assign(overrides, stages)
     classes = stage_params()

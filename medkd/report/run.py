@@ -11,7 +11,7 @@ from typing import Any
 
 import medkd
 from medkd.data.cohort import Cohort
-from medkd.data.folds import n_splits
+from medkd.data.folds import n_folds_of
 from medkd.files import write_json
 from medkd.paths import home, reports_dir, runs_dir
 from medkd.report.artifacts import read_index, read_metrics
@@ -109,9 +109,10 @@ def run_report(
 def _checked_cohort(entry: Entry) -> Cohort:
     """The cohort of an entry, once its modalities and split file are found to be there."""
     params = stage_params()[entry.notebook].checked(entry.parameters)
-    if getattr(params, "split_file", ""):
-        n_splits(params.split_file)
-    return cohort_for(params)
+    cohort = cohort_for(params)
+    if hasattr(params, "split_file"):
+        n_folds_of(cohort, params.n_folds, params.split_file)
+    return cohort
 
 
 def _page(

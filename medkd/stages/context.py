@@ -30,7 +30,7 @@ class Context:
         Raises:
             ParameterError: the cohort belongs to another chain.
         """
-        if chains and chain_of(params.dataset) not in chains:
+        if chains and chain_of(params.dataset, params.root) not in chains:
             needs = {
                 "teacher-student": "a cohort with two modalities",
                 "rare": "a cohort with common and rare classes",

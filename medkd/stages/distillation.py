@@ -95,7 +95,7 @@ def train_students(params: DistillationParams) -> dict[tuple[str, int], Run]:
     context = Context.of(params, "teacher-student")
     return {
         (method, fold): student_run(context, method, fold)
-        for fold in run_folds(params)
+        for fold in run_folds(context)
         for method in (*params.methods, *params.ablations)
     }
 

@@ -59,7 +59,7 @@ def evaluate(params: EvaluationParams) -> Run:
     a bootstrap over patients (lesions), within the folds or tasks that were run.
     """
     context = Context.of(params)
-    chain = evaluation_rare if chain_of(params.dataset) == "rare" else evaluation_paired
+    chain = evaluation_rare if chain_of(params.dataset, params.root) == "rare" else evaluation_paired
     sources = chain.sources_of(params)
     config = {"n_resamples": params.n_resamples, "seed": params.seed}
     unit = Unit(params.stage, VERSION, config, context.cohort.fingerprint, [run for run, *_ in sources], "evaluation")

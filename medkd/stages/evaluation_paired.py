@@ -48,7 +48,7 @@ def sources_of(params: EvaluationParams) -> list[Source]:
     sources = [
         Source(run, names[kind], kind, fold, taught_by) for (kind, fold), run in train_teachers(teachers).items()
     ]
-    if chain_of(params.dataset) == "vector":
+    if chain_of(params.dataset, params.root) == "vector":
         return sources
     made_by = Context.of(students)
     return sources + [

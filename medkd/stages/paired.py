@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import nn
 
 from medkd.data.cohort import Cohort
-from medkd.data.folds import Split, n_splits, split_rows
+from medkd.data.folds import Split, n_folds_of, split_rows
 from medkd.data.views import GMCD
 from medkd.errors import DataError, ParameterError
 from medkd.evaluation.predict import Prediction
@@ -41,7 +41,7 @@ class PairedParams(StageParams):
     task: Literal["classification", "survival"] = shared("classification", '"classification" or "survival" (Cox)')
     n_folds: int = shared(5, "folds of the cross-validation, grouped by patient and stratified by class", ge=2)
     folds: int = unkeyed(2, "how many of them to run, from fold 0 on", ge=1)
-    split_file: str = shared("", "CSV of published splits (patient, then train/test a split); empty for n_folds")
+    split_file: str = shared("", 'CSV of published splits; empty: the cohort has its own, or n_folds; "none": n_folds')
     image_size: int = shared(48, "side of the square images, pixels", ge=16)
     encoder: str = shared("resnet12", 'image encoder: "resnet12", "conv4", any torchvision or timm model')
     width: float = shared(0.25, "channels of resnet12 and conv4 relative to the published network", gt=0)
@@ -78,9 +78,10 @@ class OptimiserParams(PairedParams):
         return {name: value for name, value in super().config().items() if (name, value) != ("keep", "best")}
 
 
-def run_folds(params: Any) -> range:
+def run_folds(context: Context) -> range:
     """The folds to run."""
-    return range(min(params.folds, n_splits(params.split_file) if params.split_file else params.n_folds))
+    params = context.params
+    return range(min(params.folds, n_folds_of(context.cohort, params.n_folds, params.split_file)))
 
 
 def kinds_of(cohort: Cohort) -> tuple[str, ...]:

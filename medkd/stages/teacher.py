@@ -68,7 +68,7 @@ def train_teachers(params: TeacherParams, inputs: tuple[str, ...] = ()) -> dict[
     return {
         (kind, fold): teacher_run(context, kind, fold)
         for kind in inputs or kinds_of(context.cohort)
-        for fold in run_folds(params)
+        for fold in run_folds(context)
     }
 
 

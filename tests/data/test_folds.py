@@ -1,9 +1,11 @@
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from medkd.data import tcga_gbmlgg
-from medkd.data.folds import Split, check_disjoint, n_splits, split_rows
+from medkd.data.folds import Split, check_disjoint, n_folds_of, split_rows
 from medkd.errors import DataError, ParameterError
 
 
@@ -129,7 +131,7 @@ def lesions_of(cohort, rows):
 
 def test_published_test_lesions_are_tested_and_validation_is_cut_out_of_the_others(cohort, write_splits):
     path = write_splits(one="t" * 30 + "x" * 10, two="x" * 10 + "t" * 30)
-    assert n_splits(path) == 2
+    assert n_folds_of(cohort, 5, path) == 2
     for fold, tested in ((0, range(30, 40)), (1, range(10))):
         split = split_rows(cohort, fold=fold, split_file=path, n_folds=99)  # n_folds says nothing here
         assert lesions_of(cohort, split.test) == list(tested)
@@ -203,7 +205,10 @@ def test_files_that_are_not_in_order_are_refused_in_a_sentence(cohort, write_spl
 
 
 def test_a_missing_file_is_named(cohort, tmp_path):
-    for function in (n_splits, lambda path: split_rows(cohort, fold=0, split_file=path)):
+    for function in (
+        lambda path: n_folds_of(cohort, 5, path),
+        lambda path: split_rows(cohort, fold=0, split_file=path),
+    ):
         with pytest.raises(DataError, match=r"nowhere\.csv is missing; set split_file to a CSV"):
             function(str(tmp_path / "nowhere.csv"))
 
@@ -218,6 +223,48 @@ def test_settings_are_checked_with_a_file_too(cohort, write_splits):
         split_rows(cohort, fold=0, split_file=path, seed=-1)
 
 
+def with_splits(cohort, **splits):
+    """The cohort with published splits: a word's first letter for each lesion (t train, v val, x test, . none)."""
+    words = {"t": "train", "v": "val", "x": "test", ".": ""}
+    lesion = [int(group[1:]) for group in cohort.groups]
+    parts = {name: [words[split[number]] for number in lesion] for name, split in splits.items()}
+    return dataclasses.replace(cohort, splits=pd.DataFrame(parts))
+
+
+def test_a_cohorts_own_splits_are_used_unless_others_are_asked_for(cohort, write_splits):
+    official = with_splits(cohort, official="t" * 20 + "v" * 10 + "x" * 9 + ".", second="x" * 10 + "t" * 30)
+    assert n_folds_of(official, 5) == 2
+    split = split_rows(official, fold=0)
+    parts = [lesions_of(cohort, part) for part in (split.train, split.val, split.test)]
+    assert parts == [list(range(20)), list(range(20, 30)), list(range(30, 39))]
+    second = split_rows(official, fold=1)
+    assert lesions_of(cohort, second.test) == list(range(10))
+    assert len(second.val) and not set(second.val) & set(second.train)
+    assert n_folds_of(official, 5, "none") == 5
+    ours, plain = split_rows(official, fold=0, split_file="none"), split_rows(cohort, fold=0)
+    np.testing.assert_array_equal(ours.test, plain.test)
+    other = write_splits(one="t" * 35 + "x" * 5)
+    assert lesions_of(cohort, split_rows(official, fold=0, split_file=other).test) == list(range(35, 40))
+
+
+def test_own_splits_follow_the_rows_that_are_taken_and_count_in_the_fingerprint(cohort):
+    official = with_splits(cohort, official="t" * 20 + "v" * 10 + "x" * 10)
+    assert official.fingerprint != cohort.fingerprint
+    rows = np.flatnonzero(np.arange(len(cohort)) % 3 > 0)[::-1]
+    taken = official.take(rows)
+    for part in ("train", "val", "test"):
+        expected = {row for row in getattr(split_rows(official, fold=0), part) if row in rows}
+        assert set(rows[getattr(split_rows(taken, fold=0), part)]) == expected
+
+
+def test_own_splits_that_leak_or_do_not_fit_are_refused(cohort):
+    rows = pd.DataFrame({"official": ["train"] * 5 + ["test"] * (len(cohort) - 5)})
+    with pytest.raises(DataError, match=r"publisher of toy puts .* several parts of split official"):
+        split_rows(dataclasses.replace(cohort, splits=rows), fold=0)
+    with pytest.raises(DataError, match=r"splits of cohort toy have 3 rows"):
+        dataclasses.replace(cohort, splits=rows[:3])
+
+
 @pytest.mark.parametrize(
     "file, n, held_out",
     [("splits_5fold.csv", 5, "val"), ("splits_15fold_pathomicfusion.csv", 15, "test")],
@@ -226,7 +273,7 @@ def test_published_splits_of_tcga_are_followed(real_folder, file, n, held_out):
     root = real_folder("tcga_gbmlgg")
     cohort, path = tcga_gbmlgg.read(root), root / file
     published = pd.read_csv(path).set_index("patient_id")
-    assert n_splits(str(path)) == n == published.shape[1]
+    assert n_folds_of(cohort, 5, str(path)) == n == published.shape[1]
     for fold, column in enumerate(published):
         split = split_rows(cohort, fold=fold, split_file=str(path))
         check_disjoint(cohort, split)

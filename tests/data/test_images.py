@@ -1,6 +1,9 @@
 import io
 import os
 import shutil
+import subprocess
+import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -8,7 +11,8 @@ from PIL import Image
 from torchvision.transforms import Resize
 
 from medkd.data import images as module
-from medkd.data.images import FileImages, first_few, pixel_size
+from medkd.data.file_store import FileStore
+from medkd.data.images import FileImages, first_few
 from medkd.errors import DataError, ParameterError
 
 NAMES = ["a.jpg", "b.png", "sub/c.jpg", "d.png", "e.png"]
@@ -26,10 +30,15 @@ def source(image_folder, cache):
 
 @pytest.fixture
 def count_decodes(monkeypatch):
-    """The list of files that were decoded while the test ran."""
-    decoded, decode = [], module._decode_file
-    monkeypatch.setattr(module, "_decode_file", lambda path, size: decoded.append(path.name) or decode(path, size))
+    """The contents that were decoded while the test ran."""
+    decoded, decode = [], module._decode
+    monkeypatch.setattr(module, "_decode", lambda content, size: decoded.append(content) or decode(content, size))
     return decoded
+
+
+def arrays_in(cache):
+    """Arrays and parts of arrays in a cache, not the remembered hashes and locks."""
+    return [path for path in (cache / "images").iterdir() if path.suffix in (".npy", ".part")]
 
 
 @pytest.mark.parametrize("size", [16, 40])
@@ -52,7 +61,7 @@ def test_each_file_is_decoded_once_a_size_also_for_another_reader(source, image_
     source.load(16)
     source.take(np.array([3])).load(16)
     FileImages(NAMES, root=image_folder, cache_dir=cache).load(16)
-    assert sorted(count_decodes) == sorted(name.split("/")[-1] for name in NAMES)
+    assert len(count_decodes) == len(set(count_decodes)) == len(NAMES)
     source.load(24)
     assert len(count_decodes) == 2 * len(NAMES)
 
@@ -101,7 +110,7 @@ def test_hashes_are_remembered_until_a_file_changes(source, image_folder, cache,
     hashes = source.content_hashes()
     assert len(set(hashes)) == 5
     again = FileImages(NAMES, root=image_folder, cache_dir=cache)
-    monkeypatch.setattr(module.Path, "read_bytes", lambda path: pytest.fail(f"{path} was read again"))
+    monkeypatch.setattr(FileStore, "read", lambda store, name: pytest.fail(f"{name} was read again"))
     assert again.take(np.array([2, 0])).content_hashes() == [hashes[2], hashes[0]]
 
 
@@ -112,7 +121,7 @@ def test_unreadable_files_are_named_and_counted_and_nothing_is_kept(image_folder
     (image_folder / "d.png").write_text("this is no image")
     with pytest.raises(DataError, match=r"2 of 5 image files under .* cannot be read: a\.jpg, d\.png .*truncated"):
         FileImages(NAMES, root=image_folder, cache_dir=cache).load(16)
-    assert list((cache / "images").iterdir()) == []
+    assert arrays_in(cache) == []
 
 
 def test_missing_files_are_named(image_folder, cache):
@@ -126,10 +135,10 @@ def test_an_interrupted_build_leaves_no_array_behind(source, cache, monkeypatch)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, "_decode_file", stop)
+        patched.setattr(module, "_decode", stop)
         with pytest.raises(KeyboardInterrupt):
             source.load(16)
-    assert list((cache / "images").iterdir()) == []
+    assert arrays_in(cache) == []
     assert source.load(16).shape == (5, 16, 16, 3)
 
 
@@ -142,7 +151,7 @@ def test_a_disk_without_room_is_refused_before_decoding(source, monkeypatch, cou
 
 def test_cache_lies_in_the_project_by_default(image_folder, project):
     FileImages(NAMES, root=image_folder).load(8)
-    assert [path.suffix for path in (project / "data" / "cache" / "images").iterdir()] == [".npy"]
+    assert len(arrays_in(project / "data" / "cache")) == 1
 
 
 @pytest.mark.parametrize("size", [0, -3, 2.5])
@@ -156,13 +165,144 @@ def test_no_paths_are_refused(tmp_path):
         FileImages([], root=tmp_path)
 
 
-def test_pixel_size_is_width_then_height(image_folder):
-    assert pixel_size(image_folder / "a.jpg") == (47, 31)
+def test_file_pixels_are_width_then_height(source, image_folder):
+    assert source.file_pixels() == (47, 31)
+    assert source.take(np.array([1])).file_pixels() == (20, 50)
     (image_folder / "a.jpg").write_text("no image")
     with pytest.raises(DataError, match=r"a\.jpg is not a readable image"):
-        pixel_size(image_folder / "a.jpg")
+        source.file_pixels()
 
 
 def test_first_few_counts_only_when_something_is_left_out():
     assert first_few(["a", "b", "c"]) == "a, b, c"
     assert first_few(["a", "b", "c", "d"]) == "a, b, c, ... (4 in all)"
+
+
+def grey_of(image_file, tmp_path):
+    """The one colour of an image, after loading it as a researcher's file."""
+    pixels = FileImages([image_file.name], root=image_file.parent, cache_dir=tmp_path / "cache").load(4)
+    assert (pixels == pixels[0, 0, 0]).all()
+    return pixels[0, 0, 0].tolist()
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
+    Image.fromarray(np.full((6, 6), 0x4080, np.uint16)).save(tmp_path / "deep.png")
+    Image.fromarray(np.full((6, 6), 0x4080, np.uint16)).save(tmp_path / "deep.tif")
+    assert grey_of(tmp_path / "deep.png", tmp_path) == grey_of(tmp_path / "deep.tif", tmp_path) == [0x40] * 3
+
+
+def test_cmyk_is_converted(tmp_path):
+    Image.new("CMYK", (6, 6), (0, 255, 255, 0)).save(tmp_path / "print.jpg", quality=100)
+    np.testing.assert_allclose(grey_of(tmp_path / "print.jpg", tmp_path), (255, 0, 0), atol=3)
+
+
+@pytest.mark.parametrize("mode, colour", [("RGBA", (200, 100, 50, 0)), ("LA", (200, 0))])
+def test_what_is_transparent_is_black_whatever_colour_lies_under_it(tmp_path, mode, colour):
+    Image.new(mode, (6, 6), colour).save(tmp_path / "cut_out.png")
+    assert grey_of(tmp_path / "cut_out.png", tmp_path) == [0, 0, 0]
+
+
+def test_the_orientation_tag_of_a_camera_is_obeyed(tmp_path):
+    """Tag 6: the top of the picture is the stored right side; here the stored left half is white."""
+    stored = Image.fromarray(np.repeat(np.array([[255, 0]], np.uint8), 2, axis=0).repeat(8, 0).repeat(8, 1))
+    exif = stored.getexif()
+    exif[0x0112] = 6
+    stored.save(tmp_path / "phone.png", exif=exif)
+    pixels = FileImages(["phone.png"], root=tmp_path, cache_dir=tmp_path / "cache").load(16)[0, :, :, 0]
+    assert (pixels[0] == 255).all() and (pixels[-1] == 0).all()
+
+
+def test_floating_point_and_empty_files_are_unreadable_with_the_reason(tmp_path):
+    Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "float.tif")
+    (tmp_path / "empty.jpg").touch()
+    Image.new("RGB", (4, 4)).save(tmp_path / "good.png")
+    source = FileImages(["good.png", "float.tif", "empty.jpg"], root=tmp_path, cache_dir=tmp_path / "cache")
+    reasons = source.unreadable()
+    assert sorted(reasons) == ["empty.jpg", "float.tif"]
+    assert "empty" in reasons["empty.jpg"] and "floating-point" in reasons["float.tif"]
+    assert source.take(np.array([0])).unreadable() == {}
+
+
+def zipped(folder, *, top):
+    """The folder as a zip archive beside it, with its name as first folder of every entry or without; it is removed."""
+    with zipfile.ZipFile(folder.with_suffix(".zip"), "w") as archive:
+        for path in sorted(folder.rglob("*.*")):
+            archive.write(path, path.relative_to(folder.parent if top else folder))
+        archive.writestr("__MACOSX/._a.jpg", b"resource fork")
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("top", [True, False])
+def test_a_folder_may_still_be_its_archive(image_folder, tmp_path, top):
+    root, names = image_folder.parent, [f"photos/{name}" for name in NAMES]
+    plain = FileImages(names, root=root, cache_dir=tmp_path / "one")
+    pixels, fingerprint = np.asarray(plain.load(16)), plain.fingerprint()
+    listed = FileStore(root).images("photos")
+    zipped(image_folder, top=top)
+    packed = FileImages(names, root=root, cache_dir=tmp_path / "two")
+    np.testing.assert_array_equal(packed.load(16), pixels)
+    assert packed.fingerprint() == fingerprint
+    assert FileStore(root).images("photos") == listed == sorted(names)
+
+
+def test_damaged_archives_and_missing_folders_are_named(image_folder, tmp_path):
+    root = image_folder.parent
+    zipped(image_folder, top=False)
+    content = bytearray((root / "photos.zip").read_bytes())
+    content[60:200] = bytes(140)  # inside the first entry
+    (root / "photos.zip").write_bytes(content)
+    source = FileImages([f"photos/{name}" for name in NAMES], root=root, cache_dir=tmp_path / "cache")
+    assert list(source.unreadable()) == ["photos/a.jpg"]
+    with pytest.raises(DataError, match=r"1 of 5 image files .* photos/a\.jpg .*damaged"):
+        source.load(16)
+    (root / "photos.zip").write_bytes(b"no archive")
+    with pytest.raises(DataError, match=r"photos\.zip is no readable zip archive"):
+        FileStore(root).images("photos")
+    with pytest.raises(DataError, match=r"image folder .*nowhere is missing; put the publisher's archive nowhere\.zip"):
+        FileStore(root).images("nowhere")
+
+
+BUILD = """
+import sys, time
+from pathlib import Path
+from medkd.data import images as module
+
+decode = module._decode
+def slow(content, size):
+    print("decoding", flush=True)
+    time.sleep(float(sys.argv[3]))
+    return decode(content, size)
+module._decode = slow
+names = sys.argv[4:]
+source = module.FileImages(names, root=Path(sys.argv[1]), cache_dir=Path(sys.argv[2]))
+print("sum", int(source.load(16).astype(int).sum()), flush=True)
+"""
+
+
+def builder(image_folder, cache, seconds):
+    command = [sys.executable, "-c", BUILD, str(image_folder), str(cache), str(seconds), *NAMES]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_two_processes_that_want_one_array_make_it_once(source, image_folder, cache):
+    builders = [builder(image_folder, cache, 0.05) for _ in range(2)]
+    outputs = [process.communicate(timeout=60)[0] for process in builders]
+    assert sum(output.count("decoding") for output in outputs) == len(NAMES)
+    assert all(f"sum {int(np.asarray(source.load(16)).astype(int).sum())}" in output for output in outputs)
+
+
+def test_a_killed_build_leaves_nothing_that_counts_and_the_next_one_clears_up(source, image_folder, cache):
+    process = builder(image_folder, cache, 60)
+    assert process.stdout.readline() == "decoding\n"
+    process.kill()
+    process.wait()
+    assert [path.suffix for path in arrays_in(cache)] == [".part"]
+    assert source.load(16).shape == (5, 16, 16, 3)
+    assert [path.suffix for path in arrays_in(cache)] == [".npy"]
+
+
+def test_a_moved_or_touched_folder_is_not_decoded_again(source, image_folder, tmp_path, cache, count_decodes):
+    source.load(16)
+    shutil.copytree(image_folder, tmp_path / "moved", copy_function=shutil.copyfile)  # new modification times
+    FileImages(NAMES, root=tmp_path / "moved", cache_dir=cache).load(16)
+    assert len(count_decodes) == len(NAMES)

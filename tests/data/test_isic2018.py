@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -50,6 +52,15 @@ def test_truth_may_lie_in_a_folder_of_its_own_name(isic_folder):
     (isic_folder / "ISIC2018_Task3_Training_GroundTruth").mkdir()
     (isic_folder / TRUTH).rename(isic_folder / "ISIC2018_Task3_Training_GroundTruth" / TRUTH)
     pd.testing.assert_frame_equal(isic2018.read(isic_folder).table, flat)
+
+
+def test_the_archive_of_images_may_stay_as_it_was_downloaded(isic_folder, tmp_path):
+    plain = isic2018.read(isic_folder, cache_dir=tmp_path / "cache")
+    shutil.make_archive(isic_folder / IMAGES, "zip", isic_folder, IMAGES)
+    shutil.rmtree(isic_folder / IMAGES)
+    packed = isic2018.read(isic_folder, cache_dir=tmp_path / "cache2")
+    assert packed.fingerprint == plain.fingerprint
+    np.testing.assert_array_equal(packed.images["dermoscopic"].load(8), plain.images["dermoscopic"].load(8))
 
 
 def test_challenge_lesion_table_serves_where_the_metadata_are_missing(isic_folder):

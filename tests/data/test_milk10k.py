@@ -49,7 +49,7 @@ def test_chosen_classes_keep_rows_images_and_labels_together(milk_folder, tmp_pa
 def test_choices_of_classes_share_one_decoded_array(milk_folder, tmp_path):
     milk10k.read(milk_folder, cache_dir=tmp_path / "cache").images["clinical"].load(8)
     milk10k.read(milk_folder, classes=("NV", "BCC"), cache_dir=tmp_path / "cache").images["clinical"].load(8)
-    assert len(list((tmp_path / "cache" / "images").iterdir())) == 1
+    assert len(list((tmp_path / "cache" / "images").glob("*.npy"))) == 1
 
 
 def test_names_and_titles_tell_the_two_registered_cohorts_apart(milk_folder):

@@ -1,13 +1,9 @@
-import dataclasses
 import sys
 import types
 
-import numpy as np
 import pytest
 
 from medkd.data import registry
-from medkd.data.folds import Split
-from medkd.data.images import FileImages
 from medkd.errors import DataError, ParameterError
 
 
@@ -85,46 +81,3 @@ def test_summary_counts_images_and_lesions_by_class(isic_folder):
     assert summary["n_samples"].tolist() == [2, 1, 1, 1, 1, 1, 2]
     assert summary["n_groups"].tolist() == [1, 1, 1, 1, 1, 1, 1]
     assert summary["role"].tolist() == ["base"] * 4 + ["rare"] * 3
-
-
-def test_check_finds_nothing_in_a_clean_cohort(make_cohort, image_folder, tmp_path):
-    images = FileImages(
-        ["a.jpg", "b.png", "sub/c.jpg", "d.png", "e.png"], root=image_folder, cache_dir=tmp_path / "cache"
-    )
-    cohort = make_cohort(["a"] * 5, ["p", "q", "r", "s", "t"], images=images)
-    assert registry.check(cohort, n_folds=2, val_fraction=0.5) == []
-
-
-def test_check_finds_one_file_under_two_lesions_but_not_twice_under_one(make_cohort, image_folder, tmp_path):
-    (image_folder / "d.png").write_bytes((image_folder / "b.png").read_bytes())
-    images = FileImages(
-        ["a.jpg", "b.png", "sub/c.jpg", "d.png", "e.png"], root=image_folder, cache_dir=tmp_path / "cache"
-    )
-    apart = make_cohort(["a"] * 5, ["p", "q", "r", "s", "t"], images=images)
-    findings = registry.check(apart, n_folds=2, val_fraction=0.5)
-    assert len(findings) == 1
-    assert "one photo image file is filed under several lesions, q = s" in findings[0]
-    together = make_cohort(["a"] * 5, ["p", "q", "r", "q", "t"], images=images)
-    assert registry.check(together, n_folds=2, val_fraction=0.5) == []
-
-
-def test_check_reports_folds_that_leak(make_cohort, monkeypatch):
-    """A division that ignores the lesions, planted in place of the real one."""
-    planted = Split(train=np.array([0, 2]), val=np.array([4, 5]), test=np.array([1, 3]))
-    monkeypatch.setattr(registry, "split_rows", lambda cohort, **settings: planted)
-    findings = registry.check(make_cohort(["a"] * 6, list("ppqqrr")), n_folds=2)
-    assert [finding[:33] for finding in findings] == [f"fold {i}: lesions p, q have samples" for i in range(2)]
-
-
-def test_check_says_when_lesion_ids_are_not_there(make_cohort):
-    cohort = dataclasses.replace(make_cohort(["a"] * 8, list("pqrstuvw")), group="image")
-    findings = registry.check(cohort, n_folds=2, val_fraction=0.5)
-    assert len(findings) == 1
-    assert "without lesion ids" in findings[0]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name, folder", [("isic2018", "isic2018_task3_128"), ("milk10k-5", "milk10k_128")])
-def test_real_sets_file_no_image_under_two_lesions(name, folder, real_folder, tmp_path):
-    cohort = registry.load_cohort(name, str(real_folder(folder)), cache_dir=tmp_path)
-    assert registry.check(cohort, n_folds=2, val_fraction=0.5) == []

@@ -1,0 +1,159 @@
+"""The `medkd data` command: list, info, fetch, check, prepare."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+data_app = typer.Typer(
+    help="List, fetch, check and prepare cohorts.", no_args_is_help=True, rich_markup_mode=None, add_completion=False
+)
+
+Name = Annotated[str, typer.Argument(help="Cohort by name, see `medkd data list`.")]
+Root = Annotated[str, typer.Option(help="Folder with the publisher's files; simulated cohorts need none.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Answer every question with yes.")]
+
+
+@data_app.command("list")
+def data_list() -> None:
+    """Show the cohorts by name, what they serve and where they come from."""
+    from medkd.data.registry import cohort_names, describe
+
+    for cohort in cohort_names():
+        about = describe(cohort)
+        needs = "needs --root" if about["needs_root"] else "simulated"
+        print(f"{cohort:22} {about['chain']:16} {needs:14} {about['title']}")
+
+
+@data_app.command("info")
+def data_info(name: Name, root: Root = "") -> None:
+    """Show what a cohort is, its licence, and its counts if its files are here."""
+    from medkd.data.registry import describe, load_cohort, summary
+    from medkd.errors import MedkdError
+
+    try:
+        about = describe(name)
+        for key, value in about.items():
+            print(f"{key}: {value}")
+        if root or not about["needs_root"]:
+            cohort = load_cohort(name, root)
+            print(f"modalities: {', '.join(cohort.modalities)}")
+            print(f"splits: {'own folds' if cohort.splits is None else ', '.join(cohort.splits)}")
+            print(summary(cohort).to_string(index=False))
+    except MedkdError as error:
+        fail(str(error), 2)
+
+
+@data_app.command("fetch")
+def data_fetch(
+    name: Name,
+    to: Annotated[str, typer.Option(help="Folder to put the files in; default: data/NAME in the project.")] = "",
+    size: Annotated[int, typer.Option(help="Image side, for sets that are published in several.")] = 0,
+    yes: Yes = False,
+) -> None:
+    """Download a cohort's files, once its licence is accepted; goes on where an interrupted download stopped.
+
+    Sets that need a form or a login are not downloaded: what to do is printed instead.
+    """
+    from medkd.data.fetch import fetch
+    from medkd.errors import MedkdError
+    from medkd.paths import home
+
+    folder = Path(to) if to else home() / "data" / name
+    try:
+        root = fetch(name, folder, consent=lambda text: yes or typer.confirm(text), say=print, size=size)
+    except MedkdError as error:
+        fail(str(error), 2)
+    except KeyboardInterrupt:
+        fail("interrupted; the same command goes on from there", 130)
+    if root is not None:
+        print(f"now: medkd data check {name} --root {root}")
+
+
+@data_app.command("check")
+def data_check(
+    name: Name,
+    root: Root = "",
+    folds: Annotated[int, typer.Option(min=2, help="Folds whose splits are checked.")] = 5,
+    split_file: Annotated[str, typer.Option(help="CSV of published splits.")] = "",
+) -> None:
+    """Check a cohort: counts by class and split, copies, leaks, unreadable images; exit status 1 on an error.
+
+    Counts are of the first fold, or of the first published split.
+    """
+    from medkd.data.checks import check, imbalance, split_counts
+    from medkd.data.folds import split_rows
+    from medkd.data.registry import load_cohort
+    from medkd.errors import MedkdError
+
+    try:
+        cohort = load_cohort(name, root)
+        findings = check(cohort, n_folds=folds, split_file=split_file)
+        if not any(finding.error and finding.kind == "leak" for finding in findings):
+            split = split_rows(cohort, fold=0, n_folds=folds, split_file=split_file)
+            print(split_counts(cohort, split).to_string(index=False))
+    except MedkdError as error:
+        fail(str(error), 1)
+    print(f"largest class to smallest: {imbalance(cohort):.1f} to 1")
+    for finding in findings:
+        print(f"{'error' if finding.error else 'warning'}: {finding.text}", file=sys.stderr)
+    if any(finding.error for finding in findings):
+        raise typer.Exit(1)
+    print(f"{cohort.label_text}: {len(cohort)} samples in order, no {cohort.group} in two splits")
+
+
+@data_app.command("prepare")
+def data_prepare(
+    name: Name,
+    root: Root = "",
+    size: Annotated[list[int] | None, typer.Option(help="Image side in pixels; repeatable.")] = None,
+    yes: Yes = False,
+) -> None:
+    """Decode a cohort's images once for each size, so that the first notebook need not wait.
+
+    For your own data (`own`) the columns of the table are inferred first, shown, and written to `medkd.yaml` beside it.
+    """
+    from medkd.data.registry import load_cohort
+    from medkd.errors import MedkdError
+    from medkd.paths import cache_dir
+
+    try:
+        if name == "own" and not _own_confirmed(Path(root), yes):
+            return
+        cohort = load_cohort(name, root)
+        for modality, source in cohort.images.items():
+            for side in size or [48]:
+                pixels = source.load(side)
+                print(f"{modality} at {side} px: {len(pixels)} images, {pixels.nbytes / 1e6:.0f} MB")
+    except MedkdError as error:
+        fail(str(error), 2)
+    except KeyboardInterrupt:
+        fail("interrupted; what is decoded completely is kept", 130)
+    print(f"{cohort.label_text}: content {cohort.fingerprint}, cache {cache_dir()}")
+
+
+def _own_confirmed(root: Path, yes: bool) -> bool:
+    """Whether the folder's `medkd.yaml` is confirmed, after inferring and showing it where it is not."""
+    from medkd.data.own_schema import SCHEMA_FILE, explain, infer, read_schema, write_schema
+
+    if (root / SCHEMA_FILE).is_file():
+        schema = read_schema(root)
+        if schema.confirmed:
+            return True
+    else:
+        schema = infer(root)
+    print(explain(schema, root))
+    agreed = yes or typer.confirm(f"Is this right? (no: {root / SCHEMA_FILE} is written for you to edit)")
+    write_schema(root, schema.model_copy(update={"confirmed": agreed}))
+    if not agreed:
+        print(f"edit {root / SCHEMA_FILE}, then run this command again")
+    return agreed
+
+
+def fail(message: str, status: int) -> NoReturn:
+    """Print one line on stderr and end with this exit status."""
+    print(f"medkd: {message}", file=sys.stderr)
+    raise typer.Exit(status)

@@ -1,0 +1,123 @@
+"""A publisher's folder, in which any subfolder may still be the zip archive that was downloaded."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+from medkd.errors import DataError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+# What reading a member of a damaged or encrypted archive raises, besides OSError.
+DAMAGED = (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError)
+
+
+class FileStore:
+    """Files by a name relative to a folder; `A/b.jpg` may lie in `A/`, or in `A.zip` with or without a leading `A/`.
+
+    Args:
+        root: the folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+        self._archives: dict[str, _Archive] = {}
+
+    def read(self, name: str) -> bytes:
+        """Content of a file.
+
+        Raises:
+            OSError: it is not there or cannot be read, also where its archive is damaged.
+        """
+        archive = self._archive_of(name)
+        return (self.root / name).read_bytes() if archive is None else archive.read(name)
+
+    def stamp(self, name: str) -> tuple[int, int]:
+        """Size in bytes and modification time in ns (in an archive: its checksum); a changed file has another stamp.
+
+        Raises:
+            OSError: it is not there.
+        """
+        archive = self._archive_of(name)
+        if archive is None:
+            stat = (self.root / name).stat()
+            return stat.st_size, stat.st_mtime_ns
+        return archive.stamp(name)
+
+    def holds(self, name: str) -> bool:
+        """Whether there is such a file."""
+        archive = self._archive_of(name)
+        return (self.root / name).is_file() if archive is None else name in archive.members
+
+    def images(self, folder: str) -> list[str]:
+        """Names of the image files in a subfolder and below it, sorted; hidden ones (macOS makes some) are passed over.
+
+        Raises:
+            DataError: there is neither the folder nor its archive, or the archive is damaged.
+        """
+        path = self.root / folder
+        if path.is_dir():
+            names = [file.relative_to(self.root).as_posix() for file in path.rglob("*") if file.is_file()]
+        elif (archive := self._archive_of(f"{folder}/x")) is not None:
+            names = list(archive.members)
+        else:
+            raise DataError(
+                f"the image folder {path} is missing; put the publisher's archive {folder}.zip, or what is in it, "
+                f"into {self.root}"
+            )
+        return sorted(name for name in names if _is_image(PurePosixPath(name)))
+
+    def _archive_of(self, name: str) -> _Archive | None:
+        """The archive that holds a name, None for a plain file."""
+        top = PurePosixPath(name).parts[0]
+        if top not in self._archives:
+            path = self.root / f"{top}.zip"
+            if (self.root / top).exists() or not path.is_file():
+                return None
+            self._archives[top] = _Archive(path, top)
+        return self._archives[top]
+
+
+class _Archive:
+    """A zip archive read in place; several threads may read at once."""
+
+    def __init__(self, path: Path, top: str) -> None:
+        self.path, self.top = path, top
+
+    @cached_property
+    def _zip(self) -> zipfile.ZipFile:
+        try:
+            return zipfile.ZipFile(self.path)
+        except (OSError, *DAMAGED) as error:
+            raise DataError(f"{self.path} is no readable zip archive ({error}); download it again") from error
+
+    @cached_property
+    def members(self) -> dict[str, zipfile.ZipInfo]:
+        """Name as if the archive were unpacked into a folder of its own name -> entry."""
+        entries = [entry for entry in self._zip.infolist() if not entry.is_dir()]
+        start = f"{self.top}/"
+        return {
+            entry.filename if entry.filename.startswith(start) else start + entry.filename: entry for entry in entries
+        }
+
+    def read(self, name: str) -> bytes:
+        try:
+            return self._zip.read(self._entry(name))
+        except DAMAGED as error:
+            raise OSError(f"entry {name} of {self.path.name} is damaged: {error}") from error
+
+    def stamp(self, name: str) -> tuple[int, int]:
+        entry = self._entry(name)
+        return entry.file_size, entry.CRC
+
+    def _entry(self, name: str) -> zipfile.ZipInfo:
+        if name not in self.members:
+            raise FileNotFoundError(f"{name} is not in {self.path}")
+        return self.members[name]
+
+
+def _is_image(path: PurePosixPath) -> bool:
+    hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
+    return path.suffix.lower() in IMAGE_SUFFIXES and not hidden
