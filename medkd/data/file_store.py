@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 import zlib
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from medkd.errors import DataError
 
@@ -25,14 +27,19 @@ class FileStore:
         self.root = Path(root)
         self._archives: dict[str, _Archive] = {}
 
-    def read(self, name: str) -> bytes:
-        """Content of a file.
+    def open(self, name: str) -> IO[bytes]:
+        """A file to read from, so that the header of a large one can be read alone.
 
         Raises:
             OSError: it is not there or cannot be read, also where its archive is damaged.
         """
         archive = self._archive_of(name)
-        return (self.root / name).read_bytes() if archive is None else archive.read(name)
+        return (self.root / name).open("rb") if archive is None else io.BytesIO(archive.read(name))
+
+    def read(self, name: str) -> bytes:
+        """Content of a file. Raises: as `open`."""
+        with self.open(name) as file:
+            return file.read()
 
     def stamp(self, name: str) -> tuple[int, int]:
         """Size in bytes and modification time in ns (in an archive: its checksum); a changed file has another stamp.
@@ -50,6 +57,10 @@ class FileStore:
         """Whether there is such a file."""
         archive = self._archive_of(name)
         return (self.root / name).is_file() if archive is None else name in archive.members
+
+    def has(self, folder: str) -> bool:
+        """Whether there is such a subfolder, or its archive."""
+        return (self.root / folder).is_dir() or (self.root / f"{folder}.zip").is_file()
 
     def images(self, folder: str) -> list[str]:
         """Names of the image files in a subfolder and below it, sorted; hidden ones (macOS makes some) are passed over.
@@ -71,13 +82,17 @@ class FileStore:
 
     def _archive_of(self, name: str) -> _Archive | None:
         """The archive that holds a name, None for a plain file."""
-        top = PurePosixPath(name).parts[0]
-        if top not in self._archives:
+        for folder in list(PurePosixPath(name).parents)[-2::-1]:  # from the outermost
+            top = folder.as_posix()
+            if top in self._archives:
+                return self._archives[top]
+            if (self.root / folder).exists():
+                continue
             path = self.root / f"{top}.zip"
-            if (self.root / top).exists() or not path.is_file():
-                return None
-            self._archives[top] = _Archive(path, top)
-        return self._archives[top]
+            if path.is_file():
+                return self._archives.setdefault(top, _Archive(path, top))
+            return None
+        return None
 
 
 class _Archive:
@@ -97,10 +112,8 @@ class _Archive:
     def members(self) -> dict[str, zipfile.ZipInfo]:
         """Name as if the archive were unpacked into a folder of its own name -> entry."""
         entries = [entry for entry in self._zip.infolist() if not entry.is_dir()]
-        start = f"{self.top}/"
-        return {
-            entry.filename if entry.filename.startswith(start) else start + entry.filename: entry for entry in entries
-        }
+        start = PurePosixPath(self.top).name + "/"
+        return {f"{self.top}/{entry.filename.removeprefix(start)}": entry for entry in entries}
 
     def read(self, name: str) -> bytes:
         try:

@@ -25,6 +25,8 @@ from medkd.files import check_room, locked, write_atomically, write_json
 # What Pillow raises on damaged files: SyntaxError comes from its PNG reader, the bomb error from absurd sizes.
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError, UnidentifiedImageError)
 MAX_THREADS = 16
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom in pixels."""
 DECODER = "2"
 """Version of the decoding below, part of every cache's key."""
 
@@ -48,21 +50,30 @@ class FileImages:
     camera's orientation tag is obeyed.
 
     Args:
-        paths: file names relative to `root`, one a row.
+        paths: file names relative to `root`, one a row (with `crops` one a region).
         root: the publisher's folder; subfolders may still be zip archives, see `FileStore`.
         cache_dir: where the arrays go, in a subfolder `images`; by default `medkd.paths.cache_dir()`.
+        crops: boxes (left, top, right, bottom) in pixels that are cut out of each file, each of them a row, files in
+            order; None takes every file as a whole.
 
     Raises:
         DataError: if `paths` is empty.
     """
 
-    def __init__(self, paths: Sequence[str | PurePath], *, root: Path, cache_dir: Path | None = None) -> None:
+    def __init__(
+        self,
+        paths: Sequence[str | PurePath],
+        *,
+        root: Path,
+        cache_dir: Path | None = None,
+        crops: Sequence[Sequence[Box]] | None = None,
+    ) -> None:
         if not len(paths):
             raise DataError(
                 f"no image file was named under {root}; check that the folder is the publisher's and complete"
             )
-        self._files = _Files(tuple(PurePath(path).as_posix() for path in paths), Path(root), cache_dir)
-        self._rows = np.arange(len(paths))
+        self._files = _Files(tuple(PurePath(path).as_posix() for path in paths), Path(root), cache_dir, crops)
+        self._rows = np.arange(len(self._files.file_of))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -94,7 +105,7 @@ class FileImages:
     def whole(self) -> tuple[FileImages, np.ndarray]:
         """The source of all files, in their first order, and the rows of it that this one holds."""
         source = copy.copy(self)
-        source._rows = np.arange(len(self._files.names))
+        source._rows = np.arange(len(self._files.file_of))
         return source, self._rows
 
     def file_pixels(self) -> tuple[int, int]:
@@ -103,25 +114,25 @@ class FileImages:
         Raises:
             DataError: if it is missing or is no image.
         """
-        name = self._files.names[self._rows[0]]
+        name = self._files.names[self._files.file_of[self._rows[0]]]
         try:
-            return _header_size(self._files.store.read(name))
+            return self._files.header_size(name)
         except UNREADABLE as error:
             raise DataError(
                 f"{self._files.store.root / name} is not a readable image ({error}); copy it again from the publisher"
             ) from error
 
     def file_sizes(self) -> np.ndarray:
-        """Width and height of every file in pixels, from the headers, shape (n, 2); 0 where a file cannot be read."""
-        sizes, failed = self._files.each(_header_size, "look at image sizes")
+        """Width and height of each row's file in pixels, from the headers, shape (n, 2); 0 where it cannot be read."""
+        sizes, failed = self._files.each(self._files.header_size, "look at image sizes")
         every = np.zeros((len(self._files.names), 2), np.int64)
         every[[name not in failed for name in self._files.names]] = sizes
-        return every[self._rows]
+        return every[self._files.file_of[self._rows]]
 
     def unreadable(self) -> dict[str, str]:
         """Name of each file that cannot be decoded -> the reason; every file is read once."""
-        failed = self._files.each(lambda content: _decode(content, 8), "look at images")[1]
-        own = {self._files.names[row] for row in self._rows}
+        failed = self._files.each(lambda name: _decode(self._files.store.read(name), 8), "look at images")[1]
+        own = {self._files.names[file] for file in self._files.file_of[self._rows]}
         return {name: reason for name, reason in failed.items() if name in own}
 
     def content_hashes(self) -> list[str]:
@@ -131,34 +142,56 @@ class FileImages:
             DataError: if files are missing or cannot be read.
         """
         hashes = self._files.hashes
-        return [hashes[row] for row in self._rows]
+        return [hashes[file] for file in self._files.file_of[self._rows]]
 
     def fingerprint(self) -> str:
         """SHA-256 over relative path and content of every row's file, the same wherever the folder lies."""
         digest = hashlib.sha256()
         for row, content in zip(self._rows, self.content_hashes(), strict=True):
-            digest.update(f"{self._files.names[row]}\t{content}\n".encode())
+            digest.update(f"{self._files.label(row)}\t{content}\n".encode())
         return digest.hexdigest()
 
 
 class _Files:
     """All files of one source and what the cache holds of them; shared by the sources that `take` made."""
 
-    def __init__(self, names: tuple[str, ...], root: Path, cache_dir: Path | None) -> None:
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        root: Path,
+        cache_dir: Path | None,
+        crops: Sequence[Sequence[Box]] | None,
+    ) -> None:
         self.names = names
+        self.crops = None if crops is None else [tuple(boxes) for boxes in crops]
+        n_rows = [1] * len(names) if self.crops is None else [len(boxes) for boxes in self.crops]
+        self.file_of = np.repeat(np.arange(len(names)), n_rows)
+        """File of each row of the decoded array."""
+        self.starts = np.cumsum([0, *n_rows])
         self.store = FileStore(root)
         self.cache = (places.cache_dir() if cache_dir is None else Path(cache_dir)) / "images"
+
+    def label(self, row: int) -> str:
+        """Name of a row's file, with the box that is cut out of it."""
+        file = self.file_of[row]
+        name = self.names[file]
+        return name if self.crops is None else f"{name} {self.crops[file][row - self.starts[file]]}"
+
+    def header_size(self, name: str) -> tuple[int, int]:
+        """Width and height of a file; what `Image.open` raises if it is no image."""
+        with self.store.open(name) as file, Image.open(file) as image:
+            return image.size
 
     @cached_property
     def hashes(self) -> list[str]:
         """SHA-256 of every file, remembered under a key of the listing: name, size and modification time."""
-        stamps, failed = self.each(None, "")
+        stamps, failed = self.each(self.store.stamp, "")
         self._refuse(failed)
         listing = json.dumps([(name, *stamp) for name, stamp in zip(self.names, stamps, strict=True)])
         memo = self.cache / f"{hashlib.sha256(listing.encode()).hexdigest()[:20]}.sha256.json"
         if memo.is_file():
             return json.loads(memo.read_text())
-        hashes, failed = self.each(lambda content: hashlib.sha256(content).hexdigest(), "check images")
+        hashes, failed = self.each(lambda name: hashlib.sha256(self.store.read(name)).hexdigest(), "check images")
         self._refuse(failed)
         self.cache.mkdir(parents=True, exist_ok=True)
         write_json(memo, hashes)
@@ -166,7 +199,8 @@ class _Files:
 
     def pixels(self, size: int) -> np.ndarray:
         """The memory map of all files at this size, made if it is not there."""
-        key = hashlib.sha256("".join((DECODER, *self.hashes)).encode()).hexdigest()[:20]
+        boxes = "" if self.crops is None else repr(self.crops)
+        key = hashlib.sha256("".join((DECODER, *self.hashes, boxes)).encode()).hexdigest()[:20]
         path = self.cache / f"{key}-{size}.npy"
         if not path.is_file():
             self.cache.mkdir(parents=True, exist_ok=True)
@@ -180,34 +214,37 @@ class _Files:
 
     def _make_room(self, size: int) -> None:
         # A memory map on a full disk does not raise, it kills the process; so the space is counted first.
-        n_bytes = len(self.names) * size * size * 3
+        n_bytes = len(self.file_of) * size * size * 3
         check_room(self.cache, n_bytes, what="the decoded images", remedy="lower image_size")
 
     def _decode_all(self, part: Path, size: int) -> None:
-        pixels = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(len(self.names), size, size, 3))
-        self._refuse(self.each(lambda content: _decode(content, size), f"decode images at {size} px", into=pixels)[1])
+        pixels = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(len(self.file_of), size, size, 3))
+        boxes = dict(zip(self.names, self.crops or [(None,)] * len(self.names), strict=True))
+        failed = self.each(
+            lambda name: _decode(self.store.read(name), size, boxes[name]), f"decode images at {size} px", into=pixels
+        )[1]
+        self._refuse(failed)
         pixels.flush()
 
     def each(
-        self, work: Callable[[bytes], Any] | None, title: str, into: np.ndarray | None = None
+        self, work: Callable[[str], Any], title: str, into: np.ndarray | None = None
     ) -> tuple[list[Any], dict[str, str]]:
-        """`work(content)` of every file (its stamp without `work`), and name -> reason of those that cannot be read.
+        """`work(name)` of every file, and name -> reason of those that cannot be read.
 
-        On several threads: Pillow and hashlib release the GIL. With `into`, result i goes to `into[i]` as soon as it is
-        there, and the list stays empty.
+        On several threads: Pillow and hashlib release the GIL. With `into`, the result of a file goes to its rows there
+        as soon as it is made, and the list stays empty.
         """
         results: list[Any] = []
         failed: dict[str, str] = {}
 
-        def attempt(row: int) -> Any:
-            name = self.names[row]
+        def attempt(file: int) -> Any:
             try:
-                result = self.store.stamp(name) if work is None else work(self.store.read(name))
+                result = work(self.names[file])
             except UNREADABLE as error:
                 return error
             if into is None:
                 return result
-            into[row] = result
+            into[self.starts[file] : self.starts[file + 1]] = result
             return None
 
         pool = ThreadPoolExecutor(max_workers=min(MAX_THREADS, os.cpu_count() or 1))
@@ -233,18 +270,13 @@ class _Files:
             )
 
 
-def _header_size(content: bytes) -> tuple[int, int]:
-    with Image.open(io.BytesIO(content)) as image:
-        return image.size
-
-
-def _decode(content: bytes, size: int) -> np.ndarray:
-    """An encoded image as a uint8 RGB square, shape (size, size, 3)."""
+def _decode(content: bytes, size: int, boxes: Sequence[Box | None] = (None,)) -> np.ndarray:
+    """Boxes of an encoded image (None: all of it) as uint8 RGB squares, shape (n_boxes, size, size, 3)."""
     if not content:
         raise OSError("the file is empty")
     with Image.open(io.BytesIO(content)) as image:
-        upright = ImageOps.exif_transpose(image)
-        return np.asarray(_as_rgb(upright).resize((size, size), Image.Resampling.BILINEAR))
+        whole = _as_rgb(ImageOps.exif_transpose(image))
+    return np.stack([np.asarray(whole.resize((size, size), Image.Resampling.BILINEAR, box=box)) for box in boxes])
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

@@ -31,7 +31,7 @@ def existing_folder(root: str | Path, title: str) -> Path:
     return folder
 
 
-def read_table(path: Path, columns: Sequence[str], *, keys: Sequence[str]) -> pd.DataFrame:
+def read_table(path: Path, columns: Sequence[str], *, keys: Sequence[str] = (), separator: str = ",") -> pd.DataFrame:
     """A publisher's CSV with at least these columns; `keys` are the columns of ids, read as text.
 
     Raises:
@@ -40,7 +40,7 @@ def read_table(path: Path, columns: Sequence[str], *, keys: Sequence[str]) -> pd
     if not path.is_file():
         raise DataError(f"{path} is missing; set root to the publisher's unpacked folder, which holds it")
     try:
-        table = pd.read_csv(path, dtype=dict.fromkeys(keys, str))
+        table = pd.read_csv(path, dtype=dict.fromkeys(keys, str), sep=separator)
     except (ValueError, OSError) as error:  # pandas' own CSV errors are ValueErrors
         raise DataError(f"{path} cannot be read as a CSV table ({error}); copy it again from the publisher") from error
     missing = [column for column in columns if column not in table]

@@ -63,9 +63,7 @@ class CohortBrowser(widgets.VBox):
         self.sample.observe(self._choose, names="value")
         filters = widgets.HBox([self.class_filter, self.split_filter, self.patient_filter, self.page])
         below = widgets.HBox([self.sample, self.detail, self.profile])
-        warnings = widgets.HTML(
-            "".join(f"<p><b>{_kind(finding)}</b> {html.escape(finding.text)}</p>" for finding in findings)
-        )
+        warnings = widgets.HTML("".join(_paragraph(finding) for finding in findings))
         super().__init__([warnings, filters, self.count, self.thumbnails, below])
         self._filter()
 

@@ -32,7 +32,7 @@ def source(image_folder, cache):
 def count_decodes(monkeypatch):
     """The contents that were decoded while the test ran."""
     decoded, decode = [], module._decode
-    monkeypatch.setattr(module, "_decode", lambda content, size: decoded.append(content) or decode(content, size))
+    monkeypatch.setattr(module, "_decode", lambda content, *rest: decoded.append(content) or decode(content, *rest))
     return decoded
 
 
@@ -131,7 +131,7 @@ def test_missing_files_are_named(image_folder, cache):
 
 
 def test_an_interrupted_build_leaves_no_array_behind(source, cache, monkeypatch):
-    def stop(path, size):
+    def stop(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
@@ -268,10 +268,10 @@ from pathlib import Path
 from medkd.data import images as module
 
 decode = module._decode
-def slow(content, size):
+def slow(*arguments):
     print("decoding", flush=True)
     time.sleep(float(sys.argv[3]))
-    return decode(content, size)
+    return decode(*arguments)
 module._decode = slow
 names = sys.argv[4:]
 source = module.FileImages(names, root=Path(sys.argv[1]), cache_dir=Path(sys.argv[2]))

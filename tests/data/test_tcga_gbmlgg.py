@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medkd.data import registry, tcga_gbmlgg
+from medkd.data import checks, registry, tcga_gbmlgg
 from medkd.errors import DataError
 
 PATIENTS, GENOMICS = tcga_gbmlgg.PATIENTS, tcga_gbmlgg.GENOMICS
@@ -47,7 +47,7 @@ def test_check_and_summary_work_without_images(tcga_folder):
         edit(tcga_folder / file, lambda t: pd.concat([t.assign(patient_id=t["patient_id"] + end) for end in "abcd"]))
     cohort = registry.load_cohort("tcga-gbmlgg", str(tcga_folder))
     assert registry.summary(cohort)["n_groups"].tolist() == [8, 4, 4]
-    assert registry.check(cohort, n_folds=2, val_fraction=0.5) == []
+    assert checks.check(cohort, n_folds=2, val_fraction=0.5) == []
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,28 @@
+"""Patches of regions of interest: where they are cut, as Pathomic Fusion does with its 1024-pixel regions."""
+
+from __future__ import annotations
+
+from medkd.data.images import Box
+from medkd.errors import DataError
+
+PATCH, STRIDE = 512, 256
+"""Nine patches of a 1024-pixel region, at offsets 0, 256 and 512 in both directions."""
+
+
+def tile_boxes(width: int, height: int, *, patch: int = PATCH, stride: int = STRIDE, name: str = "region") -> list[Box]:
+    """Boxes of square patches over a region, row by row; the last of a row or column ends at the border.
+
+    Args:
+        width: of the region, px.
+        height: of the region, px.
+        patch: side of a patch, px.
+        stride: distance of neighbouring patches, px.
+        name: of the region, for the message.
+
+    Raises:
+        DataError: if the region is smaller than a patch.
+    """
+    if min(width, height) < patch:
+        raise DataError(f"{name} is {width}x{height} px, smaller than a patch of {patch} px; use larger regions")
+    lefts, tops = (sorted({*range(0, side - patch + 1, stride), side - patch}) for side in (width, height))
+    return [(left, top, left + patch, top + patch) for top in tops for left in lefts]
