@@ -21,6 +21,8 @@ ATTRIBUTION = "PAD-UFES-20: Pacheco et al. 2020 (CC BY 4.0), resized"
 WEBSITE = "https://data.mendeley.com/datasets/zr7vgbcyr2"
 
 TABLE = "metadata.csv"
+RELEASE = "zr7vgbcyr2-1"
+"""Folder that Mendeley's archive may unpack into."""
 FOLDERS = tuple(f"{above}imgs_part_{part}" for above in ("", "images/") for part in (1, 2, 3))
 """Folders, or zip archives of these names, that the images may lie in."""
 
@@ -52,6 +54,7 @@ def read(root: str | Path, *, cache_dir: Path | None = None) -> Cohort:
             image.
     """
     root = existing_folder(root, TITLE)
+    root = root / RELEASE if (root / RELEASE / TABLE).is_file() else root
     columns = ("patient_id", "lesion_id", "img_id", "diagnostic", *NUMBERS, *FLAGS, *CATEGORIES)
     rows = read_table(root / TABLE, columns, keys=["patient_id", "lesion_id", "img_id"])
     rows = rows.sort_values("img_id", ignore_index=True)

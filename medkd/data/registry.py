@@ -6,11 +6,22 @@ import difflib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import pandas as pd
 
-from medkd.data import isic2018, milk10k, tcga_gbmlgg
+from medkd.data import (
+    derm7pt,
+    dermamnist,
+    ham10000,
+    isic2018,
+    milk10k,
+    own,
+    pad_ufes_20,
+    tcga_gbmlgg,
+    tcga_pathomic,
+)
 from medkd.data.cohort import Cohort
 from medkd.errors import DataError, ParameterError
 
@@ -29,6 +40,10 @@ class Entry:
     load: Callable[..., Cohort]
     needs_root: bool = True
     chain_at: Callable[[str], str] | None = None
+
+
+def _published(reader: ModuleType, chain: str) -> Entry:
+    return Entry(reader.TITLE, chain, reader.LICENCE, reader.WEBSITE, reader.read)
 
 
 def _phantom(name: str, title: str, chain: str) -> Entry:
@@ -59,8 +74,10 @@ _ENTRIES = {
     "phantom-rare-skin": _phantom(
         "phantom-rare-skin", "simulated dermoscopy with four common and three rare classes", RARE
     ),
-    "isic2018": Entry(isic2018.TITLE, RARE, isic2018.LICENCE, isic2018.WEBSITE, isic2018.read),
-    "milk10k": Entry(milk10k.TITLE, TEACHER_STUDENT, milk10k.LICENCE, milk10k.WEBSITE, milk10k.read),
+    "isic2018": _published(isic2018, RARE),
+    "ham10000": _published(ham10000, RARE),
+    "dermamnist": _published(dermamnist, RARE),
+    "milk10k": _published(milk10k, TEACHER_STUDENT),
     "milk10k-5": Entry(
         f"{milk10k.TITLE}, five largest classes",
         TEACHER_STUDENT,
@@ -68,7 +85,11 @@ _ENTRIES = {
         milk10k.WEBSITE,
         lambda root, *, cache_dir=None: milk10k.read(root, classes=milk10k.FIVE_LARGEST, cache_dir=cache_dir),
     ),
-    "tcga-gbmlgg": Entry(tcga_gbmlgg.TITLE, VECTOR, tcga_gbmlgg.LICENCE, tcga_gbmlgg.WEBSITE, tcga_gbmlgg.read),
+    "derm7pt": _published(derm7pt, TEACHER_STUDENT),
+    "pad-ufes-20": _published(pad_ufes_20, TEACHER_STUDENT),
+    "tcga-gbmlgg": _published(tcga_gbmlgg, VECTOR),
+    "tcga-gbmlgg-pathomic": _published(tcga_pathomic, TEACHER_STUDENT),
+    "own": Entry(own.TITLE, "by medkd.yaml", "your own", own.WEBSITE, own.read, chain_at=own.chain_at),
 }
 
 

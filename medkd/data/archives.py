@@ -1,0 +1,135 @@
+"""Unpack an archive that came from elsewhere: all of it or nothing, and nothing outside the folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from tqdm import tqdm
+
+from medkd.data.file_store import DAMAGED
+from medkd.errors import DataError
+from medkd.files import check_room
+
+CHUNK = 2**20
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One file of an archive: its name, its size in bytes as listed, and what the archive opens it by."""
+
+    name: str
+    n_bytes: int
+    handle: Any
+
+
+def unpack(archive: Path, folder: Path) -> list[Path]:
+    """Unpack a zip or tar archive into a folder; a killed or failed call leaves what was there before.
+
+    Entries that exist are replaced. Folders that macOS adds are passed over.
+
+    Args:
+        archive: `.zip`, `.tar` or `.tar.gz`.
+        folder: where its entries go.
+
+    Returns:
+        What lies at the archive's top level, as paths in `folder`.
+
+    Raises:
+        DataError: the archive is damaged or encrypted, does not fit the disk, or has an entry that is a link, a device,
+            or would lie outside the folder; nothing was written then.
+    """
+    archive, folder = Path(archive), Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f".{archive.name}.{os.getpid()}.part"
+    for left in folder.glob(f".{archive.name}.*.part"):  # of a process that was killed
+        shutil.rmtree(left)
+    try:
+        with _opened(archive) as (entries, open_entry):
+            check_room(folder, sum(entry.n_bytes for entry in entries), what="the unpacked files", remedy="free some")
+            with tqdm(
+                total=sum(entry.n_bytes for entry in entries), desc=f"unpack {archive.name}", unit="B", unit_scale=True
+            ) as bar:
+                for entry in entries:
+                    _copy(open_entry(entry.handle), part / entry.name, entry, archive, bar)
+        return _move_in(part, folder)
+    except (*DAMAGED, tarfile.TarError, EOFError) as error:
+        raise DataError(f"{archive} is damaged ({error}); download it again") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def _opened(archive: Path) -> Iterator[tuple[list[_Entry], Any]]:
+    """The checked entries of an archive, and a function that opens one by its handle."""
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as opened:
+            yield [_zip_entry(info, archive) for info in opened.infolist() if _wanted(info.filename)], opened.open
+    elif tarfile.is_tarfile(archive):
+        with tarfile.open(archive) as opened:
+            members = [member for member in opened if not member.isdir() and _wanted(member.name)]
+            yield [_tar_entry(member, archive) for member in members], opened.extractfile
+    else:
+        raise DataError(f"{archive} is no zip or tar archive, or is damaged; download it again")
+
+
+def _wanted(name: str) -> bool:
+    return not name.endswith("/") and not name.startswith("__MACOSX/") and PurePosixPath(name).name != ".DS_Store"
+
+
+def _zip_entry(info: zipfile.ZipInfo, archive: Path) -> _Entry:
+    kind = stat.S_IFMT(info.external_attr >> 16)
+    if kind not in (0, stat.S_IFREG):
+        raise _refused(archive, info.filename, "is a link or a device")
+    if info.flag_bits & 1:
+        raise _refused(archive, info.filename, "is encrypted")
+    return _Entry(_inside(info.filename, archive), info.file_size, info)
+
+
+def _tar_entry(member: tarfile.TarInfo, archive: Path) -> _Entry:
+    if not member.isreg():
+        raise _refused(archive, member.name, "is a link or a device")
+    return _Entry(_inside(member.name, archive), member.size, member)
+
+
+def _inside(name: str, archive: Path) -> str:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in path.parts[0] or "\0" in name:
+        raise _refused(archive, name, "would lie outside the folder")
+    return path.as_posix()
+
+
+def _refused(archive: Path, name: str, what: str) -> DataError:
+    return DataError(f'entry "{name}" of {archive} {what}; nothing was unpacked, get the archive from its publisher')
+
+
+def _copy(source: IO[bytes], target: Path, entry: _Entry, archive: Path, bar: tqdm) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    left = entry.n_bytes
+    with source, target.open("wb") as file:
+        while chunk := source.read(CHUNK):
+            left -= len(chunk)
+            if left < 0:
+                raise _refused(archive, entry.name, f"holds more than the {entry.n_bytes} bytes it is listed with")
+            file.write(chunk)
+            bar.update(len(chunk))
+
+
+def _move_in(part: Path, folder: Path) -> list[Path]:
+    """Move every unpacked file to its place; returns what is at the top."""
+    if not part.is_dir():
+        return []
+    tops = sorted(path.name for path in part.iterdir())
+    for path in sorted(file for file in part.rglob("*") if file.is_file()):
+        target = folder / path.relative_to(part)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(target)
+    return [folder / name for name in tops]

@@ -1,0 +1,137 @@
+import io
+import os
+import stat
+import subprocess
+import sys
+import tarfile
+import zipfile
+
+import pytest
+
+from medkd.data.archives import unpack
+from medkd.errors import DataError
+
+
+def write_zip(path, entries):
+    """Entries: name (or ZipInfo) -> content."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    return path
+
+
+def write_tar(path, *members):
+    """Members: TarInfo and content."""
+    with tarfile.open(path, "w:gz") as archive:
+        for info, content in members:
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def tree(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_zip_is_unpacked_without_what_macos_adds(tmp_path):
+    entries = {"set/a.jpg": b"a", "set/sub/b.jpg": b"b", "ü.csv": b"c", "__MACOSX/._a": b"x", "set/.DS_Store": b"x"}
+    path = write_zip(tmp_path / "set.zip", entries)
+    tops = unpack(path, tmp_path / "out")
+    assert tree(tmp_path / "out") == {"set/a.jpg": b"a", "set/sub/b.jpg": b"b", "ü.csv": b"c"}
+    assert tops == [tmp_path / "out" / "set", tmp_path / "out" / "ü.csv"]
+
+
+def test_a_tar_is_unpacked_and_files_that_exist_are_replaced(tmp_path):
+    path = write_tar(tmp_path / "set.tar.gz", (tarfile.TarInfo("set/a"), b"new"))
+    (tmp_path / "out" / "set").mkdir(parents=True)
+    (tmp_path / "out" / "set" / "a").write_bytes(b"old")
+    (tmp_path / "out" / "set" / "mine").write_bytes(b"mine")
+    unpack(path, tmp_path / "out")
+    assert tree(tmp_path / "out") == {"set/a": b"new", "set/mine": b"mine"}
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/evil", "..\\evil", "C:/evil", "a\\..\\..\\evil"])
+def test_entries_that_leave_the_folder_are_refused_before_anything_is_written(tmp_path, name):
+    info = zipfile.ZipInfo("x")
+    info.filename = name  # as an attacker writes it, without zipfile's own tidying
+    path = write_zip(tmp_path / "evil.zip", {"good": b"g", info: b"e"})
+    with pytest.raises(DataError, match="would lie outside the folder; nothing was unpacked"):
+        unpack(path, tmp_path / "out")
+    assert tree(tmp_path / "out") == {}
+    assert not (tmp_path / "evil").exists()
+
+
+def test_links_and_devices_in_a_zip_are_refused(tmp_path):
+    info = zipfile.ZipInfo("link")
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with pytest.raises(DataError, match='entry "link" .* is a link or a device'):
+        unpack(write_zip(tmp_path / "a.zip", {info: b"/etc/passwd"}), tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
+def test_links_and_devices_in_a_tar_are_refused(tmp_path, kind):
+    info = tarfile.TarInfo("link")
+    info.type, info.linkname = kind, "../../etc/passwd"
+    with pytest.raises(DataError, match='entry "link" .* is a link or a device'):
+        unpack(write_tar(tmp_path / "a.tar.gz", (info, b"")), tmp_path / "out")
+    with pytest.raises(DataError, match="would lie outside"):
+        unpack(write_tar(tmp_path / "b.tar.gz", (tarfile.TarInfo("../evil"), b"e")), tmp_path / "out")
+
+
+def test_an_archive_that_does_not_fit_the_disk_is_refused_by_its_listing(tmp_path, monkeypatch):
+    import shutil
+
+    path = write_zip(tmp_path / "bomb.zip", {"zeros": bytes(10**6)})
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**6 - 1))
+    with pytest.raises(DataError, match="the unpacked files need"):
+        unpack(path, tmp_path / "out")
+
+
+def test_an_entry_larger_than_it_is_listed_ends_the_unpacking(tmp_path):
+    """The listing says 10 bytes; the packed stream holds a million."""
+    path = write_zip(tmp_path / "lie.zip", {"zeros": bytes(10**6)})
+    content = path.read_bytes()
+    true, listed = (10**6).to_bytes(4, "little"), (10).to_bytes(4, "little")
+    assert content.count(true) == 2
+    path.write_bytes(content.replace(true, listed))
+    with pytest.raises(DataError, match="damaged|holds more than"):
+        unpack(path, tmp_path / "out")
+    assert tree(tmp_path / "out") == {}
+
+
+def test_damaged_and_other_files_are_named_and_nothing_is_kept(tmp_path):
+    path = write_zip(tmp_path / "a.zip", {"a": os.urandom(5000), "b": b"b"})
+    content = bytearray(path.read_bytes())
+    content[1000] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.zip is damaged .*download it again"):
+        unpack(path, tmp_path / "out")
+    assert tree(tmp_path / "out") == {}
+    path.write_text("<html>")
+    with pytest.raises(DataError, match="is no zip or tar archive"):
+        unpack(path, tmp_path / "out")
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from medkd.data import archives
+copy = archives._copy
+def slow(*arguments):
+    copy(*arguments)
+    print("one", flush=True)
+    import time; time.sleep(60)
+archives._copy = slow
+archives.unpack(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+def test_a_killed_unpacking_leaves_nothing_that_counts_and_the_next_one_clears_up(tmp_path):
+    path = write_zip(tmp_path / "set.zip", {"a": b"a", "b": b"b"})
+    process = subprocess.Popen([sys.executable, "-c", KILLED, path, tmp_path / "out"], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"one\n"
+    process.kill()
+    process.wait()
+    assert [name for name in tree(tmp_path / "out") if not name.startswith(".")] == []
+    unpack(path, tmp_path / "out")
+    assert tree(tmp_path / "out") == {"a": b"a", "b": b"b"}
