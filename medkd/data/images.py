@@ -276,7 +276,8 @@ def _decode(content: bytes, size: int, boxes: Sequence[Box | None] = (None,)) ->
         raise OSError("the file is empty")
     with Image.open(io.BytesIO(content)) as image:
         whole = _as_rgb(ImageOps.exif_transpose(image))
-    return np.stack([np.asarray(whole.resize((size, size), Image.Resampling.BILINEAR, box=box)) for box in boxes])
+    parts = (whole if box is None else whole.crop(box) for box in boxes)  # resize(box=) would look over the border
+    return np.stack([np.asarray(part.resize((size, size), Image.Resampling.BILINEAR)) for part in parts])
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

@@ -95,8 +95,8 @@ def write_schema(folder: Path, schema: OwnSchema) -> Path:
 
     lines = ["# What the columns of the table mean, for medkd. Edit what is wrong."]
     for name, field in OwnSchema.model_fields.items():
-        value = yaml.safe_dump({name: getattr(schema, name)}, allow_unicode=True, default_flow_style=None, width=1000)
-        lines += [f"# {field.description}", value.rstrip()]
+        boxed = yaml.safe_dump([getattr(schema, name)], allow_unicode=True, default_flow_style=True, width=10**6)
+        lines += [f"# {field.description}", f"{name}: {boxed.strip()[1:-1]}"]
     path = folder / SCHEMA_FILE
     write_atomically(path, lambda part: part.write_text("\n".join(lines) + "\n", encoding="utf-8"))
     return path

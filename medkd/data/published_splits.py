@@ -56,7 +56,7 @@ def published_splits(cohort: Cohort, split_file: str = "") -> PublishedSplits | 
     source = f"the publisher of {cohort.name}"
     for name, parts in cohort.splits.items():
         _refuse_leaks(pd.Series(parts.to_numpy(), index=cohort.groups.astype(str), name=name), source)
-    return PublishedSplits(cohort.splits, source)
+    return PublishedSplits(cohort.splits.apply(_held_out), source)
 
 
 def _of_file(cohort: Cohort, path: Path) -> PublishedSplits:
@@ -104,9 +104,12 @@ def _read_splits(path: Path) -> pd.DataFrame:
 def _part_of_patient(words: pd.Series, source: str) -> pd.Series:
     """Patient -> "train", "val" or "test" in one split; patients without a word are left out."""
     parts = words[words != ""].map(PARTS)
-    if not (parts == "test").any():
-        parts = parts.replace("val", "test")  # PORPOISE's folds call the held-out part val
-    return _refuse_leaks(parts, source)
+    return _refuse_leaks(_held_out(parts), source)
+
+
+def _held_out(parts: pd.Series) -> pd.Series:
+    """Where no part is called test, the one called val is held out (as in PORPOISE's folds), so it is the test part."""
+    return parts if (parts == "test").any() else parts.replace("val", "test")
 
 
 def _refuse_leaks(parts: pd.Series, source: str) -> pd.Series:

@@ -70,9 +70,6 @@ class _ArraysAndFrames(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> Any:
         raise _Forbidden(f"a persistent id ({pid!r})")
 
-    def get_extension(self, code: int) -> Any:
-        raise _Forbidden(f"extension {code}")
-
 
 def read_pickle(path: Path) -> Any:
     """The arrays, frames and plain containers in a pickle file.

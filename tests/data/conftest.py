@@ -6,24 +6,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from miniatures import ISIC_COLUMNS, ISIC_ROWS, write_jpeg
 from PIL import Image
 
 from medkd.data.cohort import Cohort
 from medkd.data.images import FileImages
 
-ISIC_COLUMNS = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
-# image, class, lesion; ids are out of order on purpose
-ISIC_ROWS = [
-    ("ISIC_0000009", "NV", "HAM_1"),
-    ("ISIC_0000001", "NV", "HAM_1"),
-    ("ISIC_0000002", "MEL", "HAM_2"),
-    ("ISIC_0000003", "BKL", "HAM_3"),
-    ("ISIC_0000004", "BCC", "HAM_4"),
-    ("ISIC_0000005", "AKIEC", "HAM_5"),
-    ("ISIC_0000006", "VASC", "HAM_6"),
-    ("ISIC_0000007", "DF", "HAM_7"),
-    ("ISIC_0000008", "DF", "HAM_7"),
-]
 MILK_COLUMNS = ["AKIEC", "BCC", "BEN_OTH", "BKL", "DF", "INF", "MAL_OTH", "MEL", "NV", "SCCKA", "VASC"]
 # lesion, class, clinical image, dermoscopic image; the order of the file names tells nothing
 MILK_ROWS = [
@@ -34,11 +22,6 @@ MILK_ROWS = [
 ]
 # patient, grade; one without a grade, ids out of order on purpose
 TCGA_ROWS = [("T-5", 4), ("T-1", 2), ("T-2", 3), ("T-4", None), ("T-3", 2)]
-
-
-def write_jpeg(path: Path, grey: int, size: tuple[int, int] = (12, 8)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, (grey, grey, grey)).save(path, quality=95)
 
 
 def one_hot(keys: list[str], names: list[str], key: str, columns: list[str]) -> pd.DataFrame:

@@ -6,6 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 import requests
+from http_server import serving
 
 from medkd.data import fetch as module
 from medkd.data import sources
@@ -13,7 +14,6 @@ from medkd.data.fetch import PAUSES, Download, download, fetch
 from medkd.data.registry import cohort_names, describe
 from medkd.data.sources import SOURCES, Source, dataverse
 from medkd.errors import DataError, ParameterError
-from tests.data.http_server import serving
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 MD5 = "md5:" + hashlib.md5(CONTENT).hexdigest()

@@ -1,0 +1,254 @@
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+from miniatures import write_jpeg
+from typer.testing import CliRunner
+
+from medkd.cli import app
+from medkd.data import own
+from medkd.data.folds import split_rows
+from medkd.data.own_schema import SCHEMA_FILE, explain, infer, read_own_table, read_schema, write_schema
+from medkd.data.registry import chain_of, load_cohort
+from medkd.errors import DataError
+from medkd.training.inputs import VectorModality
+
+N = 24
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """24 lesions of 12 patients with two images each; the grey value is 5 times the row, plus 1 in the second image."""
+    root = tmp_path / "meine Fälle"
+    rows = []
+    for row in range(N):
+        names = [f"bilder/Läsion {row} {kind}.jpg" for kind in ("a", "b")]
+        for number, name in enumerate(names):
+            write_jpeg(root / name, 5 * row + number)
+        rows.append([f"P{row // 2}", *names, "malign" if row % 3 == 0 else "benign", row / 2, "Bein"])
+    table = pd.DataFrame(rows, columns=["patient", "dermoscopy", "photo", "diagnosis", "age", "site"])
+    table["site"] = ["Bein", "Arm", ""] * 8
+    table.loc[4, "age"] = None
+    table.to_csv(root / "fälle.csv", index=False)
+    return root
+
+
+def confirm(root, **changes):
+    write_schema(root, infer(root).model_copy(update={"confirmed": True} | changes))
+
+
+def rewrite(root, change, name="fälle.csv", **how):
+    table = change(pd.read_csv(root / name, dtype=str, keep_default_na=False))
+    table.to_csv(root / name, index=False, **how)
+
+
+def test_two_image_columns_become_a_pair_and_the_rest_metadata(pairs):
+    schema = infer(pairs)
+    assert (schema.image, schema.second_image, schema.patient) == ("dermoscopy", "photo", "patient")
+    assert (schema.label, schema.classes) == ("diagnosis", ["benign", "malign"])
+    assert (schema.numbers, schema.categories, schema.flags) == (["age"], ["site"], [])
+    assert (schema.chain, schema.confirmed, schema.title) == ("teacher-student", False, "meine Fälle")
+
+
+def test_a_confirmed_folder_is_a_cohort(pairs, tmp_path):
+    confirm(pairs)
+    cohort = load_cohort("own", str(pairs), cache_dir=tmp_path / "cache")
+    assert chain_of("own", str(pairs)) == "teacher-student"
+    assert len(cohort) == N and cohort.table["patient"].tolist() == [f"P{row // 2}" for row in range(N)]
+    for modality, extra in (("image", 0), ("second image", 1)):
+        grey = cohort.images[modality].load(8).mean(axis=(1, 2, 3))
+        np.testing.assert_allclose(grey, 5 * np.arange(N) + extra, atol=1.5)
+    assert (cohort.main, cohort.second, cohort.group) == ("image", "second image", "patient")
+    vector = cohort.vectors["metadata"]
+    assert vector.names == ("age", "site=Arm", "site=Bein")
+    assert np.isnan(vector.values[4, 0])
+
+
+def test_gaps_are_filled_from_training_rows_only(pairs):
+    """The median of the training rows is 1.0 with their ages 0, 1 and 11; all rows would give another."""
+    confirm(pairs)
+    cohort = own.read(pairs)
+    import torch
+
+    filled = VectorModality(cohort.vectors["metadata"].values, np.array([0, 2, 22]), torch.device("cpu"))
+    values = filled.plain(torch.tensor([4, 2]))
+    assert values[0, 0].item() == pytest.approx(values[1, 0].item())
+
+
+def test_an_unconfirmed_or_missing_schema_is_told_with_the_command(pairs):
+    with pytest.raises(DataError, match=r"there is no medkd\.yaml in .*; run `medkd data prepare own --root FOLDER`"):
+        own.read(pairs)
+    write_schema(pairs, infer(pairs))
+    with pytest.raises(DataError, match="is not confirmed; look at it, set confirmed: true"):
+        own.read(pairs)
+
+
+def test_the_schema_survives_its_file_and_explains_itself(pairs):
+    schema = infer(pairs)
+    path = write_schema(pairs, schema)
+    assert read_schema(pairs) == schema
+    text = path.read_text(encoding="utf-8")
+    assert "# column that no split may cut" in text and "meine Fälle" in text
+    told = explain(schema, pairs)
+    assert "24 rows" in told and "benign (16), malign (8)" in told
+    assert all(column in told for column in ("patient", "dermoscopy", "photo", "diagnosis", "age", "site"))
+
+
+def test_mistakes_in_the_schema_are_told_with_file_and_key(pairs):
+    confirm(pairs)
+    path = pairs / SCHEMA_FILE
+    good = path.read_text(encoding="utf-8")
+    for change, message in (
+        (lambda text: text.replace("patient:", "pateint:"), '"pateint": .*did you mean "patient"'),
+        (lambda text: text.replace("chain: teacher-student", "chain: student"), '"chain": .*teacher-student'),
+        (lambda text: text + "\n: [", "is no readable YAML"),
+        (lambda text: text.replace("label: diagnosis", "label: dignosis"), r"names the column\(s\) dignosis"),
+        (lambda text: text.replace("[benign, malign]", "[benign, other]"), 'has the diagnosis "malign" in row 2'),
+    ):
+        assert change(good) != good
+        path.write_text(change(good), encoding="utf-8")
+        with pytest.raises(DataError, match=message):
+            own.read(pairs)
+
+
+def test_one_image_and_columns_make_a_teacher_with_metadata(pairs):
+    rewrite(pairs, lambda table: table.drop(columns="photo"))
+    confirm(pairs)
+    cohort = own.read(pairs)
+    assert (cohort.main, cohort.second) == ("image", "metadata")
+
+
+def test_one_image_alone_is_proposed_for_the_rare_chain(pairs):
+    def change(table):
+        table["diagnosis"] = [*"aaaaaaaaaabbbbbbbbbb", "c", "c", "d", "d"]
+        return table[["patient", "dermoscopy", "diagnosis"]]
+
+    rewrite(pairs, change)
+    schema = infer(pairs)
+    assert (schema.chain, schema.rare_classes) == ("rare", ["c", "d"])
+    confirm(pairs)
+    cohort = own.read(pairs)
+    assert (cohort.base_classes, cohort.rare_classes, cohort.main) == (("a", "b"), ("c", "d"), "")
+    confirm(pairs, rare_classes=["c", "x"])
+    with pytest.raises(DataError, match="rare_classes that are no classes: x"):
+        own.read(pairs)
+
+
+def test_columns_without_images_are_vectors(pairs):
+    rewrite(pairs, lambda table: table.drop(columns=["photo", "dermoscopy"]))
+    confirm(pairs)
+    cohort = own.read(pairs)
+    assert (chain_of("own", str(pairs)), cohort.main, cohort.second) == ("vector", "", "metadata")
+    assert cohort.table["id"].iloc[0] == "row_00001"
+
+
+def test_a_split_column_is_followed_and_a_patient_in_two_parts_refused(pairs):
+    words = ["Train"] * 12 + ["val"] * 4 + ["test"] * 8
+    rewrite(pairs, lambda table: table.assign(part=words))
+    confirm(pairs)
+    assert infer(pairs).split == "part"
+    split = split_rows(own.read(pairs), fold=0)
+    assert [len(part) for part in (split.train, split.val, split.test)] == [12, 4, 8]
+    rewrite(pairs, lambda table: table.assign(part=["train"] * 11 + ["test"] * 13))
+    with pytest.raises(DataError, match="puts P5 into several parts"):
+        split_rows(own.read(pairs), fold=0)
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_separators_marks_and_line_ends_do_not_matter(pairs, separator, encoding, ends):
+    plain = read_own_table(pairs / "fälle.csv")
+    rewrite(pairs, lambda table: table, sep=separator, encoding=encoding, lineterminator=ends)
+    pd.testing.assert_frame_equal(read_own_table(pairs / "fälle.csv"), plain)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_other_encodings_are_told_with_the_cure(pairs, encoding):
+    rewrite(pairs, lambda table: table, encoding=encoding)
+    with pytest.raises(DataError, match='save it as "CSV UTF-8"'):
+        infer(pairs)
+
+
+def test_tables_that_are_none_are_named(tmp_path):
+    path = tmp_path / "table.csv"
+    for content, message in (
+        ("", "is empty or no text"),
+        ("a,b\n", "a header and no rows"),
+        ("a,a\n1,2\n", "no or several columns of the name a"),
+        ("a,b\n1,2\n1,2,3\n", "cannot be read as a CSV table"),
+        ("a,b\n1,1.5\n2,2.5\n", "no column of .* looks like classes"),
+    ):
+        path.write_text(content)
+        with pytest.raises(DataError, match=message):
+            infer(tmp_path)
+
+
+def test_which_table_is_meant_must_be_clear(pairs, tmp_path):
+    (pairs / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(
+        DataError, match=r"several CSV files \(fälle\.csv, other\.csv\); call the one to use table\.csv"
+    ):
+        infer(pairs)
+    (pairs / "fälle.csv").rename(pairs / "table.csv")
+    assert infer(pairs).table == "table.csv"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="there is no CSV file"):
+        infer(tmp_path / "empty")
+
+
+def test_files_outside_the_folder_missing_files_and_repeated_ids_are_refused(pairs):
+    for name in ("../secret.jpg", "/etc/secret.jpg", "..\\secret.jpg"):
+        rewrite(pairs, lambda table, name=name: table.assign(photo=[name, *table["photo"][1:]]))
+        confirm(pairs)
+        with pytest.raises(DataError, match="as photo in row 2, which is no file inside"):
+            own.read(pairs)
+    rewrite(pairs, lambda table: table.assign(photo=["bilder/nobody.jpg", *table["photo"][1:]]))
+    with pytest.raises(DataError, match=r"names images that are not in .*: bilder/nobody\.jpg"):
+        own.read(pairs)
+    rewrite(pairs, lambda table: table.assign(photo=table["dermoscopy"], image_id=["x"] * 2 + ["y"] * 22))
+    confirm(pairs, id="image_id")
+    with pytest.raises(DataError, match="no or several rows for image_id x, y"):
+        own.read(pairs)
+
+
+def test_rows_without_a_label_are_told_with_their_line(pairs):
+    rewrite(pairs, lambda table: table.assign(diagnosis=[*table["diagnosis"][:5], "", *table["diagnosis"][6:]]))
+    confirm(pairs)
+    with pytest.raises(DataError, match=r'has the diagnosis "" in row 7 \(1 such rows\)'):
+        own.read(pairs)
+
+
+def test_empty_image_files_are_found(pairs, tmp_path):
+    confirm(pairs)
+    (pairs / "bilder" / "Läsion 3 a.jpg").write_bytes(b"")
+    cohort = own.read(pairs, cache_dir=tmp_path / "cache")
+    assert list(cohort.images["image"].unreadable()) == ["bilder/Läsion 3 a.jpg"]
+
+
+def test_images_in_a_subfolder_that_the_column_does_not_name_are_found(pairs):
+    rewrite(
+        pairs, lambda table: table.assign(**{c: table[c].str.removeprefix("bilder/") for c in ("dermoscopy", "photo")})
+    )
+    assert infer(pairs).image_folder == "bilder"
+    confirm(pairs)
+    assert len(own.read(pairs)) == N
+
+
+def test_survival_columns_are_taken_over(pairs):
+    rewrite(pairs, lambda table: table.assign(survival_months=[*["12.5"] * 23, ""], event=[*["1"] * 23, ""]))
+    confirm(pairs)
+    cohort = own.read(pairs)
+    assert cohort.has_survival and np.isnan(cohort.table["survival_months"].iloc[-1])
+    assert dataclasses.replace(cohort).fingerprint == cohort.fingerprint
+
+
+def test_prepare_shows_asks_and_writes(pairs, project):
+    runner = CliRunner()
+    refused = runner.invoke(app, ["data", "prepare", "own", "--root", str(pairs)], input="n\n")
+    assert refused.exit_code == 0 and "24 rows" in refused.output and "edit" in refused.output
+    assert not read_schema(pairs).confirmed
+    agreed = runner.invoke(app, ["data", "prepare", "own", "--root", str(pairs), "--size", "8"], input="y\n")
+    assert agreed.exit_code == 0 and "second image at 8 px: 24 images" in agreed.output
+    assert read_schema(pairs).confirmed
