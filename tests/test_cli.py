@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
@@ -66,6 +67,63 @@ def test_data_list_names_every_cohort():
     text = runner.invoke(app, ["data", "list"]).output
     for name in ("phantom-glioma", "phantom-rare-skin", "isic2018", "milk10k"):
         assert name in text
+
+
+def check_of(folder, change=lambda table: table):
+    """Result of `medkd data check own` on 20 grey images of ten patients, after a change of the table."""
+    from PIL import Image
+
+    from medkd.data.own_schema import infer, write_schema
+
+    folder.mkdir()
+    for row in range(20):
+        Image.new("RGB", (8, 8), (row, row, row)).save(folder / f"{row}.png")
+    table = pd.DataFrame({"file": [f"{row}.png" for row in range(20)], "label": ["a", "a", "b", "b"] * 5})
+    table["patient"], table["age"] = [f"P{row // 2}" for row in range(20)], range(20)
+    change(table).to_csv(folder / "table.csv", index=False)
+    write_schema(folder, infer(folder).model_copy(update={"confirmed": True}))
+    return runner.invoke(app, ["data", "check", "own", "--root", str(folder), "--folds", "2"])
+
+
+def test_data_check_counts_classes_and_splits_and_ends_with_success(tmp_path, project):
+    result = check_of(tmp_path / "own")
+    assert result.exit_code == 0, result.output
+    assert "train patients" in result.output and "1.0 to 1" in result.output
+    assert "20 samples in order, no patient in two splits" in result.output
+
+
+def test_data_check_names_damage_and_copies_and_fails(tmp_path, project):
+    def damage(table):
+        (tmp_path / "own" / "3.png").write_bytes(b"")
+        return table
+
+    result = check_of(tmp_path / "own", damage)
+    assert result.exit_code == 1
+    assert "error: 1 image image files cannot be read: 3.png" in result.stderr
+
+    def copy(table):
+        (tmp_path / "two" / "7.png").write_bytes((tmp_path / "two" / "0.png").read_bytes())
+        return table
+
+    result = check_of(tmp_path / "two", copy)
+    assert result.exit_code == 1
+    assert "filed under several patients, P0 = P3" in result.stderr
+
+
+def test_data_check_names_patients_in_two_parts_of_a_split_and_fails(tmp_path, project):
+    parts = ["train"] * 9 + ["test"] * 5 + ["val"] * 6
+    result = check_of(tmp_path / "own", lambda table: table.assign(split=parts))
+    assert result.exit_code == 1
+    assert "puts P4 into several parts of split own" in result.stderr
+
+
+def test_data_fetch_of_sets_with_a_form_tells_what_to_do(tmp_path, project):
+    result = runner.invoke(app, ["data", "fetch", "derm7pt", "--to", str(tmp_path / "d")])
+    assert result.exit_code == 0
+    assert "derm.cs.sfu.ca" in result.output and not (tmp_path / "d").exists()
+    refused = runner.invoke(app, ["data", "fetch", "isic2018", "--to", str(tmp_path / "i")], input="n\n")
+    assert refused.exit_code == 0
+    assert "nothing was loaded" in refused.output and not (tmp_path / "i").exists()
 
 
 def test_data_check_of_a_missing_folder_fails_with_its_name():

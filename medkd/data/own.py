@@ -21,7 +21,7 @@ WEBSITE = "yourself, see data/README.md"
 def read(root: str | Path, *, cache_dir: Path | None = None) -> Cohort:
     """The rows of the table, in their order, with the modalities that `medkd.yaml` names.
 
-    Images are "image" and "second image", the other columns the vector "metadata": words as one 0/1 column each, gaps
+    Images are "image" and "second_image", the other columns the vector "metadata": words as one 0/1 column each, gaps
     left as they are and imputed later from training rows. The first image (or, without one, nothing) is the main
     modality, the second image or else the vector the second.
 
@@ -54,11 +54,11 @@ def read(root: str | Path, *, cache_dir: Path | None = None) -> Cohort:
             table[name] = rows[name]
     images = {
         modality: FileImages(_paths(root, schema, rows[column]), root=root, cache_dir=cache_dir)
-        for modality, column in (("image", schema.image), ("second image", schema.second_image))
+        for modality, column in (("image", schema.image), ("second_image", schema.second_image))
         if column
     }
     vectors = _vectors(schema, rows)
-    second = "" if schema.chain == "rare" else "second image" if schema.second_image else METADATA if vectors else ""
+    second = "" if schema.chain == "rare" else "second_image" if schema.second_image else METADATA if vectors else ""
     return Cohort(
         name="own",
         title=schema.title,

@@ -208,8 +208,8 @@ def explain(schema: OwnSchema, folder: Path) -> str:
     lines = [f"{folder / schema.table}: {len(table)} rows"]
     for name in table.columns:
         values = table[name][table[name] != ""]
-        shown = first_few(sorted(values.unique())[:4], 3)
-        lines.append(f"  {name:{width}}  {roles.get(name, 'not used'):18} {values.nunique()} values: {shown}")
+        shown = first_few(sorted(values.unique()), 3)
+        lines.append(f"  {name:{width}}  {roles.get(name, 'not used'):18} {shown}")
     counts = table[schema.label].value_counts()
     classes = ", ".join(f"{name} ({counts.get(name, 0)})" for name in schema.classes)
     lines.append(f"classes: {classes}")

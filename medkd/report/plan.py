@@ -33,6 +33,12 @@ DEFAULT_COHORTS = ("phantom-glioma", "phantom-paired-skin", "phantom-rare-skin")
 # learning rate and L1 chosen on the validation splits of PORPOISE's five folds
 TCGA = {"*": {"folds": 5, "epochs": 30, "batch_size": 16, "balanced": True}, "teacher": {"lr": 2e-3, "l1": 2e-3}}
 
+_SKIN_RARE = {
+    "*": {"k_shots": [1, 3, 5], "n_tasks": 3, "epochs": 8, "batch_size": 128, "lr": 0.06, "warmup_epochs": 2},
+    "self_distillation": {"dic_every": 4},
+}
+_SKIN_PAIRED = {"*": {"epochs": 12, "folds": 1}}
+
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "phantom-paired-skin": {
         "*": {"folds": 1, "epochs": 8, "batch_size": 16},
@@ -43,12 +49,8 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "moco": {"epochs": 6},
         "self_distillation": {"epochs": 5},
     },
-    "isic2018": {
-        "*": {"k_shots": [1, 3, 5], "n_tasks": 3, "epochs": 8, "batch_size": 128, "lr": 0.06, "warmup_epochs": 2},
-        "self_distillation": {"dic_every": 4},
-    },
-    "milk10k": {"*": {"epochs": 12, "folds": 1}},
-    "milk10k-5": {"*": {"epochs": 12, "folds": 1}},
+    **dict.fromkeys(("isic2018", "ham10000", "dermamnist"), _SKIN_RARE),
+    **dict.fromkeys(("milk10k", "milk10k-5", "derm7pt", "pad-ufes-20"), _SKIN_PAIRED),
     "tcga-gbmlgg": TCGA,
 }
 """Settings that fit a cohort to two CPU cores, by cohort and short stage name; "*" goes to every stage that has it."""

@@ -293,7 +293,7 @@ def test_two_processes_that_want_one_array_make_it_once(source, image_folder, ca
 
 def test_a_killed_build_leaves_nothing_that_counts_and_the_next_one_clears_up(source, image_folder, cache):
     process = builder(image_folder, cache, 60)
-    assert process.stdout.readline() == "decoding\n"
+    assert "decoding" in process.stdout.readline()
     process.kill()
     process.wait()
     assert [path.suffix for path in arrays_in(cache)] == [".part"]

@@ -56,10 +56,10 @@ def test_a_confirmed_folder_is_a_cohort(pairs, tmp_path):
     cohort = load_cohort("own", str(pairs), cache_dir=tmp_path / "cache")
     assert chain_of("own", str(pairs)) == "teacher-student"
     assert len(cohort) == N and cohort.table["patient"].tolist() == [f"P{row // 2}" for row in range(N)]
-    for modality, extra in (("image", 0), ("second image", 1)):
+    for modality, extra in (("image", 0), ("second_image", 1)):
         grey = cohort.images[modality].load(8).mean(axis=(1, 2, 3))
         np.testing.assert_allclose(grey, 5 * np.arange(N) + extra, atol=1.5)
-    assert (cohort.main, cohort.second, cohort.group) == ("image", "second image", "patient")
+    assert (cohort.main, cohort.second, cohort.group) == ("image", "second_image", "patient")
     vector = cohort.vectors["metadata"]
     assert vector.names == ("age", "site=Arm", "site=Bein")
     assert np.isnan(vector.values[4, 0])
@@ -250,5 +250,5 @@ def test_prepare_shows_asks_and_writes(pairs, project):
     assert refused.exit_code == 0 and "24 rows" in refused.output and "edit" in refused.output
     assert not read_schema(pairs).confirmed
     agreed = runner.invoke(app, ["data", "prepare", "own", "--root", str(pairs), "--size", "8"], input="y\n")
-    assert agreed.exit_code == 0 and "second image at 8 px: 24 images" in agreed.output
+    assert agreed.exit_code == 0 and "second_image at 8 px: 24 images" in agreed.output
     assert read_schema(pairs).confirmed
