@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +13,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from medkd.errors import TrainingError
-from medkd.files import write_json, write_tensors
+from medkd.training.checkpoint import Position, clear_checkpoints, has_checkpoint, read_checkpoint, write_checkpoint
+from medkd.training.progress import Progress, Teller
+from medkd.training.stop import StopRequests, stop_requests
 
 
 class Step(Protocol):
@@ -76,7 +76,7 @@ def fit(
     ids: Sequence[str] | None = None,
     checkpoint_seconds: float = 60.0,
 ) -> pd.DataFrame:
-    """Train `step` on `rows`; an interrupted call goes on from its last checkpoint in `folder`.
+    """Train `step` on `rows`; an interrupted call goes on from its last checkpoint in `folder`, in mid-epoch too.
 
     Batches are drawn without replacement and the last, smaller one is dropped, as both papers do.
 
@@ -92,89 +92,143 @@ def fit(
         title: name on the progress bar.
         select: name of a validation number; the weights of the epoch where it is largest come back. "" keeps the last.
         ids: id of every row of the cohort, for error messages; None for row numbers.
-        checkpoint_seconds: least time between two checkpoints, which are written between epochs; the first epoch is
-            followed by one at once.
+        checkpoint_seconds: least time between two checkpoints, which are written between steps.
 
     Returns:
         History: one row an epoch with epoch, lr, seconds, the mean of every logged number, and validation numbers.
 
     Raises:
         TrainingError: the loss is not finite (names step, terms and batch; the last checkpoint, written while all was
-            finite, is kept), or there are fewer rows than `batch_size`.
+            finite, is kept), the disk is full, or there are fewer rows than `batch_size`.
+        Stopped, KeyboardInterrupt, SystemExit: on request, after the present step and a checkpoint, see
+            `medkd.training.stop`.
     """
     if len(rows) < batch_size:
         raise TrainingError(
             f"{title}: {len(rows)} training rows are fewer than batch_size = {batch_size}; lower batch_size"
         )
-    generator = torch.Generator().manual_seed(seed)
-    rates = [group["lr"] for group in optimizer.param_groups]
-    history: list[dict[str, Any]] = []
-    best: dict[str, Tensor] = {}
     devices = [step.device] if step.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=devices), stop_requests() as stop:
         torch.manual_seed(seed)  # dropout takes no generator of its own
-        step.start(generator)
-        resumed = _read_checkpoint(folder, step, optimizer, generator)
-        if resumed:
-            history, best = resumed
-        bar = tqdm(total=epochs, initial=len(history), desc=title, unit="epoch", mininterval=1.0)
-        last_saved = time.monotonic() if history else -math.inf
-        for epoch in range(len(history), epochs):
-            start = time.monotonic()
+        training = _Training(step, rows, optimizer, epochs, batch_size, seed, folder, title, checkpoint_seconds, stop)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        position = training.position
+        bar = tqdm(total=epochs, initial=position.epoch, desc=title, unit="epoch", mininterval=1.0)
+        for epoch in range(position.epoch, epochs):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * schedule(epoch, epochs)
             try:
-                logged = _epoch(step, rows, optimizer, generator, batch_size, epoch / epochs)
+                logged = training.run_epoch()
             except _NotFinite as found:
                 raise TrainingError(_explain(found, title, epoch, ids, folder)) from None
             record = {"epoch": epoch + 1, "lr": optimizer.param_groups[0]["lr"], **logged, **step.validate()}
-            record["seconds"] = round(time.monotonic() - start, 3)
-            if select and (not history or record[select] > max(row[select] for row in history)):
-                best = {name: tensor.detach().cpu().clone() for name, tensor in step.modules.state_dict().items()}
-            history.append(record)
+            training.end_epoch(record, select)
             bar.update()
             bar.set_postfix_str(f"loss {record['loss']:.3f}" + (f", {select} {record[select]:.3f}" if select else ""))
-            if time.monotonic() - last_saved > checkpoint_seconds and epoch + 1 < epochs:
-                _write_checkpoint(folder, step, optimizer, generator, history, best)
-                last_saved = time.monotonic()
         bar.close()
-    if best:
-        step.modules.load_state_dict(best)
-    for path in folder.glob("checkpoint.*"):
-        path.unlink()
-    return pd.DataFrame(history)
+    if position.best:
+        step.modules.load_state_dict(position.best)
+    clear_checkpoints(folder)
+    return pd.DataFrame(position.history)
 
 
-def _epoch(
-    step: Step,
-    rows: Tensor,
-    optimizer: torch.optim.Optimizer,
-    generator: torch.Generator,
-    batch_size: int,
-    progress: float,
-) -> dict[str, float]:
-    """One pass; returns the mean of each logged number.
+class _Training:
+    """One call of `fit`: its position, and the steps of one epoch after another."""
 
-    Raises:
-        _NotFinite: at the first step whose loss is not finite.
-    """
-    step.modules.train()
-    sums: dict[str, Tensor] = {}
-    watch = _Watch(step.device)
-    n_steps = 0
-    for batch in _batches(rows, batch_size, generator):
-        loss, logged = step.loss(batch, progress)
-        watch.look(loss, logged, batch)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        step.after_step()
-        n_steps += 1
-        for name, value in {"loss": loss, **logged}.items():
-            value = torch.as_tensor(value, dtype=torch.float32).detach()
-            sums[name] = sums[name] + value if name in sums else value
-    watch.check()
-    return {name: float(total) / n_steps for name, total in sums.items()}
+    def __init__(
+        self,
+        step: Step,
+        rows: Tensor,
+        optimizer: torch.optim.Optimizer,
+        epochs: int,
+        batch_size: int,
+        seed: int,
+        folder: Path,
+        title: str,
+        checkpoint_seconds: float,
+        stop: StopRequests,
+    ) -> None:
+        self.step, self.rows, self.optimizer, self.epochs, self.batch_size = step, rows, optimizer, epochs, batch_size
+        self.folder, self.title, self.checkpoint_seconds, self.stop = folder, title, checkpoint_seconds, stop
+        self.generator = torch.Generator().manual_seed(seed)
+        step.start(self.generator)
+        self.position = read_checkpoint(folder, step, optimizer, self.generator) or Position()
+        self.n_steps = len(rows) // batch_size
+        self.started = self.saved = time.monotonic()
+        self.teller = Teller()
+
+    def run_epoch(self) -> dict[str, float]:
+        """The rest of the present epoch; returns the mean of each logged number.
+
+        Raises:
+            _NotFinite: at the first step whose loss is not finite.
+        """
+        step, position, start = self.step, self.position, time.monotonic()
+        step.modules.train()
+        if not len(position.order):
+            position.order = self.rows[torch.randperm(len(self.rows), generator=self.generator)]
+        watch = _Watch(step.device, position.step)
+        before = position.seconds
+        while position.step < self.n_steps:
+            batch = position.order[position.step * self.batch_size : (position.step + 1) * self.batch_size]
+            loss, logged = step.loss(batch, position.epoch / self.epochs)
+            watch.look(loss, logged, batch)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+            step.after_step()
+            for name, value in {"loss": loss, **logged}.items():
+                value = torch.as_tensor(value, dtype=torch.float32).detach()
+                position.sums[name] = position.sums[name] + value if name in position.sums else value
+            position.step += 1
+            position.total_steps += 1
+            position.seconds = before + time.monotonic() - start
+            if self.teller.due():
+                self._tell()
+            if self._due() and position.step < self.n_steps:  # at the end of an epoch it is validated first
+                watch.check()
+                self._save()
+        watch.check()
+        return {name: float(total) / self.n_steps for name, total in position.sums.items()}
+
+    def end_epoch(self, record: dict[str, Any], select: str) -> None:
+        """Take the record of the epoch into the history, remember its weights if they are the best, and save if due."""
+        position = self.position
+        record["seconds"] = round(position.seconds, 3)
+        history = position.history
+        if select and (not history or record[select] > max(row[select] for row in history)):
+            weights = self.step.modules.state_dict().items()
+            position.best = {name: tensor.detach().cpu().clone() for name, tensor in weights}
+        history.append(record)
+        position.epoch, position.step, position.sums, position.seconds = position.epoch + 1, 0, {}, 0.0
+        position.order = position.order[:0]
+        self._tell()
+        if self.stop.any or (self._due() and position.epoch < self.epochs):
+            self._save()
+
+    def _due(self) -> bool:
+        return self.stop.any or time.monotonic() - self.saved > self.checkpoint_seconds
+
+    def _save(self) -> None:
+        write_checkpoint(self.folder, self.step, self.optimizer, self.generator, self.position)
+        self.saved = time.monotonic()
+        if self.stop.any:
+            self.stop.obey(f"{self.title}, epoch {self.position.epoch + 1}, step {self.position.step}")
+
+    def _tell(self) -> None:
+        position = self.position
+        self.teller.tell(
+            Progress(
+                self.title,
+                self.folder,
+                position.epoch,
+                self.epochs,
+                position.step,
+                self.n_steps,
+                time.monotonic() - self.started,
+                position.history,
+            )
+        )
 
 
 class _NotFinite(Exception):
@@ -188,8 +242,8 @@ class _Watch:
     looked at every 50 steps and at the end of the epoch, before a checkpoint can be written.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.every = 1 if device.type == "cpu" else 50
+    def __init__(self, device: torch.device, first: int = 0) -> None:
+        self.every, self.first = 1 if device.type == "cpu" else 50, first
         self.bad: Tensor | None = None
         self.terms: dict[str, Tensor] = {}
         self.batches: list[Tensor] = []
@@ -209,78 +263,18 @@ class _Watch:
     def check(self) -> None:
         """Look at the device; raises `_NotFinite`."""
         if self.bad is not None and (step := int(self.bad)) >= 0:
-            raise _NotFinite(step, {name: float(value) for name, value in self.terms.items()}, self.batches[step])
+            raise _NotFinite(
+                self.first + step, {name: float(value) for name, value in self.terms.items()}, self.batches[step]
+            )
 
 
 def _explain(found: _NotFinite, title: str, epoch: int, ids: Sequence[str] | None, folder: Path) -> str:
     step, terms, batch = found.args
     named = [str(row) if ids is None else str(ids[row]) for row in batch.tolist()]
-    kept = "the checkpoint of the last good epoch is kept; " if (folder / "checkpoint.json").exists() else ""
+    kept = "the last good checkpoint is kept; " if has_checkpoint(folder) else ""
     return (
         f"{title}, epoch {epoch + 1}, step {step + 1}: the loss is not finite "
         f"({', '.join(f'{name} {value:.4g}' for name, value in terms.items())}; "
         f"{'rows' if ids is None else 'ids'} {', '.join(named)}); {kept}"
         'lower the learning rate or set precision="float32"'
     )
-
-
-def _batches(rows: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    order = rows[torch.randperm(len(rows), generator=generator)]
-    for start in range(0, len(order) - batch_size + 1, batch_size):
-        yield order[start : start + batch_size]
-
-
-def _write_checkpoint(
-    folder: Path,
-    step: Step,
-    optimizer: torch.optim.Optimizer,
-    generator: torch.Generator,
-    history: list[dict[str, Any]],
-    best: dict[str, Tensor],
-) -> None:
-    """Tensors first, then the small file that makes them valid; a kill in between leaves the older pair in force."""
-    state = optimizer.state_dict()
-    moments = {
-        f"optimizer.{index}.{name}": value
-        for index, entry in state["state"].items()
-        for name, value in entry.items()
-        if isinstance(value, Tensor)
-    }
-    tensors = {f"modules.{name}": value for name, value in step.modules.state_dict().items()}
-    tensors |= moments | {f"best.{name}": value for name, value in best.items()}
-    tensors |= {"generator": generator.get_state(), "torch_rng": torch.get_rng_state()}
-    if step.device.type == "cuda":
-        tensors["cuda_rng"] = torch.cuda.get_rng_state(step.device)
-    previous = set(folder.glob("checkpoint.*.safetensors"))
-    path = folder / f"checkpoint.{len(history)}.safetensors"
-    write_tensors(path, tensors)
-    write_json(folder / "checkpoint.json", {"tensors": path.name, "history": history})
-    for old in previous - {path}:
-        old.unlink()
-
-
-def _read_checkpoint(
-    folder: Path, step: Step, optimizer: torch.optim.Optimizer, generator: torch.Generator
-) -> tuple[list[dict[str, Any]], dict[str, Tensor]] | None:
-    record_path = folder / "checkpoint.json"
-    if not record_path.exists():
-        return None
-    from safetensors.torch import load_file
-
-    record = json.loads(record_path.read_text())
-    tensors = load_file(folder / record["tensors"])
-
-    def under(prefix: str) -> dict[str, Tensor]:
-        return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-    step.modules.load_state_dict(under("modules."))
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in under("optimizer.").items():
-        index, _, entry = name.partition(".")
-        state.setdefault(int(index), {})[entry] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    generator.set_state(tensors["generator"])
-    torch.set_rng_state(tensors["torch_rng"])
-    if "cuda_rng" in tensors:
-        torch.cuda.set_rng_state(tensors["cuda_rng"], step.device)
-    return record["history"], under("best.")

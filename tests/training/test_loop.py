@@ -61,7 +61,7 @@ def test_an_interrupted_run_ends_bit_for_bit_like_an_uninterrupted_one(tmp_path)
     assert history["loss"].tolist() == again["loss"].tolist()
     for name, tensor in whole.modules.state_dict().items():
         assert torch.equal(tensor, resumed.modules.state_dict()[name])
-    assert len(resumed.seen) == 3 * 9  # three epochs, three batches of three: the first three epochs were not repeated
+    assert len(resumed.seen) == 3 + 2 * 9  # the last checkpoint is before the last of three batches of epoch 4
 
 
 def test_no_checkpoint_is_left_behind(tmp_path):
@@ -105,7 +105,7 @@ def test_the_checkpoint_before_a_loss_that_is_not_finite_is_kept_and_good(tmp_pa
             loss, logged = super().loss(rows, progress)
             return (loss * float("nan") if progress > 0.4 else loss), logged
 
-    with pytest.raises(TrainingError, match="epoch 4, step 1: .*the checkpoint of the last good epoch is kept"):
+    with pytest.raises(TrainingError, match="epoch 4, step 1: .*the last good checkpoint is kept"):
         train(BreaksLater(), tmp_path)
     resumed = LineStep()
     again = train(resumed, tmp_path)

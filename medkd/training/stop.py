@@ -1,0 +1,79 @@
+"""Requests to stop a training after the present step: a signal, or a button."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from medkd.errors import MedkdError
+
+TERMINATED = 143
+"""Exit status after SIGTERM: 128 + 15."""
+
+_requested = threading.Event()
+
+
+class Stopped(MedkdError):
+    """A training was asked to stop, and left a checkpoint to go on from."""
+
+
+def request_stop() -> None:
+    """Ask the training that runs in this process to stop after its present step; it keeps a checkpoint."""
+    _requested.set()
+
+
+class StopRequests:
+    """What was asked for while a training runs.
+
+    Attributes:
+        signal: SIGINT or SIGTERM once one came, else 0.
+    """
+
+    signal: int = 0
+
+    @property
+    def any(self) -> bool:
+        """Whether anything was asked for."""
+        return bool(self.signal) or _requested.is_set()
+
+    def obey(self, where: str) -> None:
+        """End the training in the way that was asked for; a checkpoint must have been written.
+
+        Raises:
+            SystemExit: after SIGTERM, with status 143.
+            KeyboardInterrupt: after SIGINT.
+            Stopped: after `request_stop`.
+        """
+        if self.signal == signal.SIGTERM:
+            raise SystemExit(TERMINATED)
+        if self.signal:
+            raise KeyboardInterrupt(f"{where}; a checkpoint is kept")
+        raise Stopped(f"{where}: stopped as asked; a checkpoint is kept, run the same cell or command again to go on")
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequests]:
+    """Collect requests instead of being torn out of a step; a second SIGINT interrupts at once.
+
+    Signals are caught in the main thread only, the one that Python lets do it.
+    """
+    requests = StopRequests()
+    _requested.clear()
+    if threading.current_thread() is not threading.main_thread():
+        yield requests
+        return
+
+    def note(number: int, _: Any) -> None:
+        if requests.signal == number == signal.SIGINT:
+            raise KeyboardInterrupt
+        requests.signal = number
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield requests
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
