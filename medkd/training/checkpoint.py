@@ -105,7 +105,8 @@ def read_checkpoint(
             )
             continue
         _restore(tensors, step, optimizer, generator)
-        return Position(order=tensors["order"], sums=_under(tensors, "sums."), best=_under(tensors, "best."), **record)
+        sums = {name: tensors[f"sums.{name}"] for name in record.pop("logged")}
+        return Position(order=tensors["order"], sums=sums, best=_under(tensors, "best."), **record)
     return None
 
 
