@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from medkd.cli_batch import batch
 from medkd.cli_data import Root, data_app, fail
 
 app = typer.Typer(
@@ -19,6 +20,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(data_app, name="data")
+app.command()(batch)
 
 
 @app.command()

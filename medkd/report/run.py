@@ -63,39 +63,20 @@ def run_report(
         device=device,
         seed=seed,
     )
-    cohorts = {entry.dataset: _checked_cohort(entry) for entry in entries}
+    cohorts = {entry.dataset: checked_cohort(entry) for entry in entries}
     folder = reports_dir() / name
     done: list[dict[str, Any]] = []
     failure: NotebookFailure | None = None
     for number, entry in enumerate(entries, start=1):
         label = f"[{number}/{len(entries)}] {entry.name}"
-        key = _key(entry, cohorts[entry.dataset].fingerprint)
-        state = _state(folder, entry)
+        key = entry_key(entry, cohorts[entry.dataset].fingerprint)
+        state = read_state(folder, entry)
         if state.get("key") == key and state.get("state") == "finished":
             say(f"{label}: up to date")
             done.append(state)
             continue
         say(f"{label}: running")
-        start = time.monotonic()
-        record = {"name": entry.name, "key": key, "parameters": entry.parameters}
-        output = folder / "notebooks" / f"{entry.name}.ipynb"
-        try:
-            run_notebook(
-                home() / "notebooks" / f"{entry.notebook}.ipynb",
-                output,
-                entry.parameters,
-                cell_timeout=cell_timeout,
-                cwd=home() / "notebooks",
-            )
-            record |= {"state": "finished", "error": ""}
-        except NotebookFailure as error:
-            failure = error
-            record |= {"state": "failed", "error": str(error)}
-        record["seconds"] = round(time.monotonic() - start, 1)
-        if output.exists():
-            export_html(output, output.with_suffix(".html"))
-            record["html"] = f"notebooks/{entry.name}.html"
-        write_json(_state_path(folder, entry), record)
+        record, failure = run_entry(folder, entry, key, cell_timeout=cell_timeout)
         done.append(record)
         if failure is not None:
             break
@@ -106,7 +87,46 @@ def run_report(
     return page
 
 
-def _checked_cohort(entry: Entry) -> Cohort:
+def run_entry(
+    folder: Path, entry: Entry, key: str, *, cell_timeout: int | None = None
+) -> tuple[dict[str, Any], NotebookFailure | None]:
+    """Run one notebook into a report folder, and write how it went beside it.
+
+    Args:
+        folder: the report's.
+        entry: notebook and parameters.
+        key: of `entry_key`, by which the result is known later.
+        cell_timeout: seconds a cell may take; None for no limit.
+
+    Returns:
+        The record (name, key, parameters, state "finished" or "failed", error, seconds, html), and the failure if
+        there was one.
+    """
+    start = time.monotonic()
+    record = {"name": entry.name, "key": key, "parameters": entry.parameters}
+    output = folder / "notebooks" / f"{entry.name}.ipynb"
+    failure: NotebookFailure | None = None
+    try:
+        run_notebook(
+            home() / "notebooks" / f"{entry.notebook}.ipynb",
+            output,
+            entry.parameters,
+            cell_timeout=cell_timeout,
+            cwd=home() / "notebooks",
+        )
+        record |= {"state": "finished", "error": ""}
+    except NotebookFailure as error:
+        failure = error
+        record |= {"state": "failed", "error": str(error)}
+    record["seconds"] = round(time.monotonic() - start, 1)
+    if output.exists():
+        export_html(output, output.with_suffix(".html"))
+        record["html"] = f"notebooks/{entry.name}.html"
+    write_json(_state_path(folder, entry), record)
+    return record, failure
+
+
+def checked_cohort(entry: Entry) -> Cohort:
     """The cohort of an entry, once its modalities and split file are found to be there."""
     params = stage_params()[entry.notebook].checked(entry.parameters)
     cohort = cohort_for(params)
@@ -176,9 +196,10 @@ def _units(keys: Sequence[str]) -> list[dict[str, Any]]:
     return sorted(found.values(), key=lambda unit: (unit["stage"], unit["title"]))
 
 
-def _key(entry: Entry, cohort: str) -> str:
-    """Changes when the notebook, its parameters, the package's code or the cohort's content change."""
-    digest = hashlib.sha256(json.dumps(entry.parameters, sort_keys=True).encode() + cohort.encode())
+def entry_key(entry: Entry, cohort: str) -> str:
+    """Changes when the notebook, its parameters, the package's code or the cohort's content (`cohort`) change."""
+    parameters = {name: value for name, value in entry.parameters.items() if name not in ("report", "root", "device")}
+    digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode() + cohort.encode())
     digest.update((home() / "notebooks" / f"{entry.notebook}.ipynb").read_bytes())
     for path in sorted(Path(medkd.__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
@@ -189,7 +210,8 @@ def _state_path(folder: Path, entry: Entry) -> Path:
     return folder / "notebooks" / f"{entry.name}.json"
 
 
-def _state(folder: Path, entry: Entry) -> dict[str, Any]:
+def read_state(folder: Path, entry: Entry) -> dict[str, Any]:
+    """What `run_entry` wrote of a notebook, {} if it was not run."""
     try:
         return json.loads(_state_path(folder, entry).read_text())
     except (FileNotFoundError, json.JSONDecodeError):

@@ -1,0 +1,247 @@
+"""Run the notebooks of a study with Dask: on this machine, or on a cluster that is already there."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import yaml
+
+from medkd.batch.progress import Board
+from medkd.batch.study import Cell, Node, Study, expand, nodes_of
+from medkd.errors import DataError, MedkdError
+from medkd.paths import home, reports_dir
+from medkd.report.run import checked_cohort, read_state
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+MEMORY_EACH = 4 * 2**30
+"""Bytes that a notebook should have; a machine with little memory runs fewer at once."""
+TOPIC = "medkd"
+DEATHS = 3  # of workers under one notebook, after which it counts as the cause
+
+
+class SchedulerLost(MedkdError):
+    """The Dask scheduler went away while a study ran."""
+
+
+def prepare(study: Study) -> tuple[list[Cell], dict[str, Node], dict[str, list[str]]]:
+    """Cells, notebooks to run, and the notebooks of each cell; reads the cohorts.
+
+    Raises:
+        ParameterError, DataError: a parameter, cohort or file is not in order.
+    """
+    cells = expand(study)
+    fingerprints = {cell.dataset: checked_cohort(cell.entries[-1]).fingerprint for cell in cells}
+    return (cells, *nodes_of(cells, fingerprints))
+
+
+def is_finished(study: Study, node: Node) -> bool:
+    """Whether the notebook was run before and nothing it depends on has changed."""
+    state = read_state(reports_dir() / study.name / node.folder, node.entry)
+    return state.get("state") == "finished" and state.get("key") == node.key
+
+
+def run_study(
+    study: Study,
+    *,
+    scheduler: str = "",
+    jobqueue: str = "",
+    workers: int = 0,
+    cell_timeout: int | None = None,
+    say: Callable[[str], Any] = print,
+) -> list[str]:
+    """Run what is not finished; `reports/<study>/study.json` says at every moment what is.
+
+    Args:
+        study: what to run.
+        scheduler: address of a Dask scheduler, such as "tcp://host:8786"; empty starts one here.
+        jobqueue: YAML file with `cluster` (a class of dask-jobqueue), `jobs` and its `arguments`.
+        workers: notebooks at once on this machine; 0 takes what cores, memory and GPUs allow.
+        cell_timeout: seconds a notebook cell may take; None for no limit.
+        say: where lines for the reader go.
+
+    Returns:
+        Names of the cells that did not finish.
+
+    Raises:
+        ParameterError, DataError: before anything runs.
+    """
+    cells, nodes, of_cell = prepare(study)
+    open_nodes = [node for node in nodes.values() if not is_finished(study, node)]
+    board = Board(study, cells, nodes, of_cell, waiting=[node.key for node in open_nodes], say=say)
+    board.save()
+    if open_nodes:
+        with _client(scheduler, jobqueue, workers, len(open_nodes)) as client:
+            board.n_workers = max(1, len(client.scheduler_info()["workers"]))
+            _run_all(client, study, open_nodes, board, cell_timeout)
+    return board.close()
+
+
+def _run_all(client: Client, study: Study, nodes: list[Node], board: Board, cell_timeout: int | None) -> None:
+    from distributed import as_completed
+
+    client.subscribe_topic(TOPIC, lambda event: board.started(event[1]["node"]))
+    futures: dict[str, Future] = {}
+    for node in nodes:  # in the order of the chains, so that what a node needs is there
+        needed = [futures[key] for key in node.needs if key in futures]
+        futures[node.key] = client.submit(
+            run_node, _work(study, node, cell_timeout), *needed, key=f"{study.name}-{node.key}", pure=False
+        )
+    node_of = {future.key: key for key, future in futures.items()}
+    try:
+        for future in as_completed(futures.values()):
+            if future.status in ("lost", "cancelled"):
+                raise SchedulerLost(
+                    "the connection to the Dask scheduler was lost; finished notebooks are kept, start the scheduler "
+                    "and run the same command again"
+                )
+            error = future.exception() if future.status == "error" else None
+            result = {"state": "failed", "error": _died(error), "seconds": 0.0} if error else future.result()
+            board.ended(node_of[future.key], result)
+    except BaseException:
+        if client.status == "running":
+            client.cancel(list(futures.values()), force=True)
+        raise
+
+
+def _work(study: Study, node: Node, cell_timeout: int | None) -> dict[str, Any]:
+    return {
+        "home": str(home().resolve()),
+        "folder": str((reports_dir() / study.name / node.folder).resolve()),
+        "node": node.key,
+        "key": node.key,
+        "notebook": node.entry.notebook,
+        "dataset": node.entry.dataset,
+        "parameters": node.entry.parameters,
+        "cell_timeout": cell_timeout,
+    }
+
+
+def run_node(work: Mapping[str, Any], *needed: Mapping[str, Any]) -> dict[str, Any]:
+    """Run one notebook on a Dask worker, once all that it needs are finished; returns state, error and seconds."""
+    from distributed import get_worker
+
+    if failed := [result for result in needed if result["state"] != "finished"]:
+        return {"state": "skipped", "error": f"a notebook before it failed: {failed[0]['error']}", "seconds": 0.0}
+    worker = get_worker()
+    worker.log_event(TOPIC, {"node": work["node"]})
+    memory = 0 if _n_gpus() else int(worker.memory_manager.memory_limit or 0)  # drivers of GPUs map more than they use
+    environment = os.environ | {"MEDKD_HOME": work["home"]}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "medkd.batch.node"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=work["home"],
+    )
+    output, errors = process.communicate(json.dumps({**work, "memory": memory}))
+    lines = output.strip().splitlines()
+    if process.returncode or not lines:
+        reason = errors.strip().splitlines()[-1] if errors.strip() else f"its process ended with {process.returncode}"
+        return {"state": "failed", "error": f"{work['notebook']}: {reason}", "seconds": 0.0}
+    return json.loads(lines[-1])
+
+
+@contextmanager
+def _client(scheduler: str, jobqueue: str, workers: int, n_nodes: int) -> Iterator[Client]:
+    """A client of the cluster that was asked for; one that is started here ends with the block."""
+    from distributed import Client
+
+    if scheduler:
+        try:
+            client = Client(scheduler, timeout=10)
+        except (OSError, TimeoutError) as error:
+            raise DataError(
+                f"no Dask scheduler answers at {scheduler} ({error}); start one or check the address"
+            ) from error
+        with client:
+            yield client
+        return
+    with _jobqueue_cluster(Path(jobqueue)) if jobqueue else _local_cluster(workers, n_nodes) as cluster:
+        with Client(cluster) as client:
+            yield client
+
+
+def _local_cluster(workers: int, n_nodes: int) -> Any:
+    """Worker processes on this machine: one a GPU, or as many as cores and memory allow, on localhost only."""
+    import dask
+    from distributed import LocalCluster
+
+    cores, memory, n_gpus = os.cpu_count() or 1, psutil.virtual_memory().total, _n_gpus()
+    fitting = n_gpus or max(1, min(cores, memory // MEMORY_EACH))
+    n_workers = min(workers or fitting, n_nodes)
+    threads = max(1, cores // n_workers)
+    settings = {"distributed.scheduler.allowed-failures": DEATHS, "distributed.worker.daemon": False}
+    with dask.config.set(settings):
+        cluster = LocalCluster(
+            n_workers=0 if n_gpus else n_workers,
+            threads_per_worker=1,
+            processes=True,
+            memory_limit=memory // n_workers,
+            host="127.0.0.1",
+            dashboard_address=None,
+            env={"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)},
+        )
+    if n_gpus:
+        _one_gpu_each(cluster, n_workers, n_gpus)
+    return cluster
+
+
+def _one_gpu_each(cluster: Any, n_workers: int, n_gpus: int) -> None:
+    """Workers that see one GPU each."""
+    import copy
+
+    template = cluster.new_worker_spec()
+    (spec,) = template.values()
+    for number in range(n_workers):
+        own = copy.deepcopy(spec)
+        own["options"]["env"] = own["options"].get("env", {}) | {"CUDA_VISIBLE_DEVICES": str(number % n_gpus)}
+        cluster.worker_spec[f"gpu-{number}"] = own
+    cluster.sync(cluster._correct_state)
+
+
+def _jobqueue_cluster(path: Path) -> Any:
+    """A cluster of dask-jobqueue from its YAML file.
+
+    Raises:
+        DataError: the file, the package or the class is not there.
+    """
+    try:
+        import dask_jobqueue
+    except ImportError as error:
+        raise DataError("--jobqueue needs the package dask-jobqueue; install medkd[cluster]") from error
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        cluster = getattr(dask_jobqueue, settings["cluster"])(**settings.get("arguments", {}))
+        cluster.scale(jobs=int(settings["jobs"]))
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise DataError(
+            f"{path} must name cluster (such as SLURMCluster), jobs and arguments of dask-jobqueue: {error!r}"
+        ) from error
+    return cluster
+
+
+def _n_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _died(error: BaseException) -> str:
+    if isinstance(error, MedkdError):
+        return str(error)
+    name = type(error).__name__
+    if name == "KilledWorker":
+        return f"its worker died {DEATHS + 1} times, most often because memory ran out; run fewer at once (--workers)"
+    return f"{name}: {error}"

@@ -1,0 +1,138 @@
+"""How far a study is: on the terminal, and in `study.json`."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from medkd.batch.study import Cell, Node, Study
+from medkd.files import write_json
+from medkd.paths import reports_dir
+
+OPEN = ("waiting", "running")
+
+
+class Board:
+    """States of a study's notebooks: waiting, running, finished, failed or skipped.
+
+    Args:
+        study: that is run.
+        cells: of the study.
+        nodes: notebooks by key.
+        of_cell: cell -> keys of its notebooks in order.
+        waiting: keys of what is to be run; the others are finished.
+        say: where lines go when stderr is no terminal.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        cells: Sequence[Cell],
+        nodes: Mapping[str, Node],
+        of_cell: Mapping[str, list[str]],
+        *,
+        waiting: Sequence[str],
+        say: Callable[[str], Any] = print,
+    ) -> None:
+        self.study, self.cells, self.nodes, self.of_cell, self.say = study, cells, nodes, of_cell, say
+        self.states = {key: {"state": "waiting" if key in set(waiting) else "finished"} for key in nodes}
+        self.n_workers = 1
+        self.live = sys.stderr.isatty()
+        self._lock = threading.Lock()  # Dask calls `started` from a thread of its own
+        self._begun: dict[str, float] = {}
+
+    def started(self, key: str) -> None:
+        """A worker has begun a notebook."""
+        with self._lock:
+            if self.states.get(key, {}).get("state") in OPEN:
+                self.states[key] = {"state": "running"}
+                self._begun[key] = time.monotonic()
+                self._show(f"{self._where(key)}: running")
+
+    def ended(self, key: str, result: Mapping[str, Any]) -> None:
+        """A notebook has ended, with state, error and seconds."""
+        with self._lock:
+            self.states[key] = dict(result)
+            text = f"{self._where(key)}: {result['state']}"
+            text += f" in {result['seconds']:.0f} s" if result["state"] == "finished" else f" ({result['error']})"
+            self._show(text)
+            self.save()
+
+    def close(self) -> list[str]:
+        """End the line on the terminal; returns the cells that did not finish."""
+        if self.live:
+            print(file=sys.stderr)
+        self.save()
+        return [name for name in self.of_cell if self.cell_state(name) != "finished"]
+
+    def cell_state(self, name: str) -> str:
+        """State of a cell: that of its notebooks, the worst first."""
+        states = {self.states[key]["state"] for key in self.of_cell[name]}
+        for state in ("failed", "skipped", "running"):
+            if state in states:
+                return state if state != "skipped" else "failed"
+        return "finished" if states == {"finished"} else "waiting" if states == {"waiting"} else "running"
+
+    def summary(self) -> str:
+        """Cells done, running, failed and left, and the time that is left, in one line."""
+        counts = dict.fromkeys(("finished", "running", "failed", "waiting"), 0)
+        for name in self.of_cell:
+            counts[self.cell_state(name)] += 1
+        text = f"{counts['finished']} of {len(self.of_cell)} cells finished, {counts['running']} running"
+        text += f", {counts['failed']} failed" if counts["failed"] else ""
+        left = self.seconds_left()
+        return text + (f", about {_duration(left)} left" if left else "")
+
+    def seconds_left(self) -> float:
+        """Estimate from the notebooks that finished: the median of the same notebook, or of all; 0 without any."""
+        times: dict[str, list[float]] = {}
+        for key, state in self.states.items():
+            if state["state"] == "finished" and state.get("seconds"):
+                times.setdefault(self.nodes[key].entry.notebook, []).append(state["seconds"])
+        if not times:
+            return 0.0
+        usual = statistics.median(second for each in times.values() for second in each)
+        open_nodes = [key for key, state in self.states.items() if state["state"] in OPEN]
+        each = [statistics.median(times.get(self.nodes[key].entry.notebook, [usual])) for key in open_nodes]
+        return sum(each) / max(1, min(self.n_workers, len(each)))
+
+    def save(self) -> None:
+        """Write `study.json`, from which `medkd report` and the next `medkd batch` know what there is."""
+        folder = reports_dir() / self.study.name
+        folder.mkdir(parents=True, exist_ok=True)
+        cells = [
+            {
+                "name": cell.name,
+                "dataset": cell.dataset,
+                "parameters": cell.parameters,
+                "state": self.cell_state(cell.name),
+                "notebooks": [self._notebook(key) for key in self.of_cell[cell.name]],
+            }
+            for cell in self.cells
+        ]
+        write_json(folder / "study.json", {"name": self.study.name, "study": self.study.model_dump(), "cells": cells})
+
+    def _notebook(self, key: str) -> dict[str, Any]:
+        node, state = self.nodes[key], self.states[key]
+        known = {"notebook": node.entry.notebook, "node": key, "folder": node.folder}
+        return known | {name: state.get(name) for name in ("state", "seconds", "error")}
+
+    def _where(self, key: str) -> str:
+        return f"{self.nodes[key].folder}/{self.nodes[key].entry.notebook}"
+
+    def _show(self, event: str) -> None:
+        if self.live:
+            print(f"\r\033[K{self.summary()}; {event}"[:200], end="", file=sys.stderr, flush=True)
+        else:
+            self.say(f"{event}; {self.summary()}")
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,182 @@
+"""A study file: which cohorts and parameters, and what notebooks they come to."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from medkd.errors import DataError, ParameterError
+from medkd.report.plan import Entry, plan
+from medkd.report.run import entry_key
+from medkd.stages import stage_params
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class StudyCohort(BaseModel):
+    """One cohort of a study."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    dataset: str = Field(description="cohort by name")
+    root: str = Field("", description="folder with its files; a relative one counts from the study file")
+
+
+class Study(BaseModel):
+    """What a study file holds."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(description="folder under reports/")
+    cohorts: list[StudyCohort] = Field(description="cohorts that every cell is run on", min_length=1)
+    preset: str = Field("quick", description="settings to start from")
+    seed: int = Field(0, description="seeds every stage", ge=0)
+    device: str = Field("auto", description='"auto", "cpu" or "cuda"')
+    parameters: dict[str, Any] = Field({}, description="parameters of every cell, as -p of medkd report")
+    grid: dict[str, list[Any]] = Field({}, description="parameter -> values; every combination is a cell")
+    cells: list[dict[str, Any]] = Field([], description="further cells, parameter -> value each")
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_file_name(cls, name: str) -> str:
+        if not NAME.fullmatch(name):
+            raise ValueError('must be letters, digits, ".", "_" and "-"')
+        return name
+
+    @classmethod
+    def read(cls, path: Path) -> Study:
+        """The study in a YAML file.
+
+        Raises:
+            DataError: the file is missing or no YAML.
+            ParameterError: a key is unknown (the nearest is told), missing, or has a wrong value.
+        """
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise DataError(f"there is no study file {path}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise DataError(f"{path} is no readable YAML ({str(error).splitlines()[0]}); correct it") from error
+        try:
+            study = cls.model_validate(values)
+        except ValidationError as error:
+            raise ParameterError(_told(error, path)) from None
+        roots = {cohort.dataset: cohort.root for cohort in study.cohorts if cohort.root}
+        for cohort in study.cohorts:
+            if cohort.dataset in roots:
+                cohort.root = str((Path(path).resolve().parent / Path(cohort.root).expanduser()).resolve())
+        return study
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of parameters on one cohort.
+
+    Attributes:
+        name: of its folder below the study's.
+        dataset: cohort.
+        parameters: what was varied.
+        entries: its notebooks in order.
+    """
+
+    name: str
+    dataset: str
+    parameters: dict[str, Any]
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One notebook to run, for one cell or for several that need the same.
+
+    Attributes:
+        key: of what it depends on; equal nodes are run once.
+        entry: notebook and parameters.
+        folder: of the first cell that needs it, relative to the study's.
+        needs: keys of the nodes whose results it loads.
+    """
+
+    key: str
+    entry: Entry
+    folder: str
+    needs: tuple[str, ...]
+
+
+def expand(study: Study) -> list[Cell]:
+    """The cells of a study, in the order of its file.
+
+    Raises:
+        ParameterError: a parameter is unknown or out of range, or two cells are the same.
+        DataError: a cohort is unknown.
+    """
+    combinations = [dict(zip(study.grid, values, strict=True)) for values in itertools.product(*study.grid.values())]
+    varied = (combinations if study.grid or not study.cells else []) + study.cells
+    cells, seen = [], set()
+    for cohort, parameters in itertools.product(study.cohorts, varied):
+        name = _cell_name(cohort.dataset, parameters)
+        if name in seen:
+            raise ParameterError(f"two cells of study {study.name} are the same: {name}; remove one of them")
+        seen.add(name)
+        overrides = study.parameters | parameters
+        seed = overrides.pop("seed", study.seed)
+        entries = plan(
+            [cohort.dataset],
+            root=cohort.root,
+            report=f"{study.name}/{name}",
+            overrides=overrides,
+            preset=study.preset,
+            device=study.device,
+            seed=seed,
+        )
+        cells.append(Cell(name, cohort.dataset, parameters, tuple(entries)))
+    return cells
+
+
+def nodes_of(cells: Sequence[Cell], fingerprints: Mapping[str, str]) -> tuple[dict[str, Node], dict[str, list[str]]]:
+    """The notebooks to run, each once, and for each cell the keys of its notebooks in order.
+
+    Args:
+        cells: of a study.
+        fingerprints: cohort -> its content.
+    """
+    nodes: dict[str, Node] = {}
+    of_cell: dict[str, list[str]] = {}
+    for cell in cells:
+        keys: dict[str, str] = {}
+        for entry in cell.entries:
+            key = f"{entry.name}-{entry_key(entry, fingerprints[cell.dataset])}"
+            needs = tuple(keys[name] for name in _upstream(entry.notebook) if name in keys)
+            nodes.setdefault(key, Node(key, entry, cell.name, needs))
+            keys[entry.notebook] = key
+        of_cell[cell.name] = list(keys.values())
+    return nodes, of_cell
+
+
+def _upstream(notebook: str) -> list[str]:
+    """Notebooks whose results this one loads."""
+    return [cls.stage for cls in stage_params()[notebook].upstream.values()]
+
+
+def _cell_name(dataset: str, parameters: Mapping[str, Any]) -> str:
+    """A folder's name that tells the cohort and what was varied."""
+    words = [dataset, *(f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in
+                        parameters.items())]  # fmt: skip
+    return re.sub(r"[^A-Za-z0-9._=,+-]+", "-", "+".join(words)).strip("-")[:120]
+
+
+def _told(error: ValidationError, path: Path) -> str:
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    known = StudyCohort.model_fields if name.startswith("cohorts.") else Study.model_fields
+    near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1) if first["loc"] else []
+    hint = f'; did you mean "{near[0]}"?' if first["type"] == "extra_forbidden" and near else ""
+    return f'{path}: "{name}": {first["msg"].removeprefix("Value error, ")}{hint}; known are {", ".join(known)}'

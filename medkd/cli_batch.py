@@ -1,0 +1,62 @@
+"""The `medkd batch` command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medkd.cli_data import fail
+
+
+def batch(
+    study: Annotated[str, typer.Argument(help="Study file (YAML): name, cohorts, parameters, grid, cells.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run and what is there already.")] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Notebooks at once on this machine; 0: what fits.")] = 0,
+    scheduler: Annotated[str, typer.Option(help="Dask scheduler of a cluster, such as tcp://host:8786.")] = "",
+    jobqueue: Annotated[str, typer.Option(help="YAML for dask-jobqueue: cluster, jobs, arguments.")] = "",
+    cell_timeout: Annotated[int, typer.Option(min=0, help="Seconds a notebook cell may take; 0 for no limit.")] = 0,
+) -> None:
+    """Run a study: every combination of its parameters, each notebook once, several at a time.
+
+    What is finished is not run again; after a failure or an interruption the same command goes on. Exit status:
+    0 all finished, 2 bad input, 3 some cells failed, 130 interrupted.
+    """
+    from medkd.errors import MedkdError
+
+    try:
+        from medkd.batch.engine import is_finished, prepare, run_study
+        from medkd.batch.study import Study
+
+        asked = Study.read(Path(study))
+        if dry_run:
+            cells, nodes, of_cell = prepare(asked)
+            done = {key for key, node in nodes.items() if is_finished(asked, node)}
+            for cell in cells:
+                print(cell.name)
+                for key in of_cell[cell.name]:
+                    own = "" if nodes[key].folder == cell.name else f" (shared with {nodes[key].folder})"
+                    state = "finished" if key in done else "would run"
+                    print(f"  {nodes[key].entry.notebook:24} {state}{own}")
+            print(f"{len(cells)} cells, {len(nodes)} notebooks: {len(done)} finished, {len(nodes) - len(done)} to run")
+            return
+        unfinished = run_study(
+            asked,
+            scheduler=scheduler,
+            jobqueue=jobqueue,
+            workers=workers,
+            cell_timeout=cell_timeout or None,
+            say=lambda line: print(line, flush=True),
+        )
+    except MedkdError as error:
+        fail(str(error), 3 if type(error).__name__ == "SchedulerLost" else 2)
+    except KeyboardInterrupt:
+        fail("interrupted; finished notebooks are kept, and the same command goes on from there", 130)
+    if unfinished:
+        fail(
+            f"{len(unfinished)} cells did not finish: {', '.join(unfinished)}; reports/{asked.name}/study.json says "
+            f"why. Finished notebooks are kept; `medkd batch {study}` goes on from there",
+            3,
+        )
+    print(f"all cells of {asked.name} are finished; now: medkd report {asked.name}")

@@ -1,0 +1,133 @@
+"""Study files and what they come to; nothing is run."""
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from medkd.batch.progress import Board
+from medkd.batch.study import Study, expand, nodes_of
+from medkd.cli import app
+from medkd.errors import DataError, ParameterError
+
+GOOD = {
+    "name": "ablation",
+    "cohorts": [{"dataset": "phantom-glioma"}],
+    "parameters": {"epochs": 1},
+    "grid": {"seed": [0, 1], "distillation.lr": [0.001, 0.002]},
+    "cells": [{"teacher.low_rank_weight": 0}],
+}
+
+
+def written(folder, **changes):
+    path = folder / "study.yaml"
+    kept = {key: value for key, value in (GOOD | changes).items() if value is not None}
+    path.write_text(yaml.safe_dump(kept, sort_keys=False))
+    return path
+
+
+def test_every_combination_and_every_further_cell_is_there_once(tmp_path):
+    cells = expand(Study.read(written(tmp_path)))
+    varied = [cell.parameters for cell in cells]
+    assert len(cells) == 5 and varied[-1] == {"teacher.low_rank_weight": 0}
+    assert {(each["seed"], each["distillation.lr"]) for each in varied[:4]} == {
+        (seed, lr) for seed in (0, 1) for lr in (0.001, 0.002)
+    }
+    assert [entry.notebook[:2] for entry in cells[0].entries] == ["01", "02", "03", "07"]
+    student = {cell.parameters.get("distillation.lr"): cell.entries[2].parameters for cell in cells[:2]}
+    assert student[0.002]["lr"] == 0.002 and student[0.001]["epochs"] == 1
+    assert cells[2].entries[1].parameters["seed"] == 1
+    assert cells[4].entries[1].parameters["low_rank_weight"] == 0
+    names = [cell.name for cell in cells]
+    assert len(set(names)) == 5 and not any("/" in name or " " in name for name in names)
+    assert cells[0].entries[0].parameters["report"] == f"ablation/{names[0]}"
+
+
+def test_cells_without_a_grid_are_the_only_ones_and_nothing_means_one_cell(tmp_path):
+    assert len(expand(Study.read(written(tmp_path, grid=None)))) == 1
+    assert len(expand(Study.read(written(tmp_path, grid=None, cells=None)))) == 1
+    two = [{"dataset": "phantom-glioma"}, {"dataset": "phantom-paired-skin"}]
+    assert len(expand(Study.read(written(tmp_path, cohorts=two)))) == 10
+
+
+def test_notebooks_that_are_the_same_in_several_cells_are_run_once(tmp_path):
+    """The teacher depends on the seed alone, the exploration too: two each; students and evaluations differ."""
+    cells = expand(Study.read(written(tmp_path, cells=None)))
+    nodes, of_cell = nodes_of(cells, {"phantom-glioma": "content"})
+    by_notebook = {}
+    for node in nodes.values():
+        by_notebook.setdefault(node.entry.notebook[:2], []).append(node)
+    assert {name: len(found) for name, found in by_notebook.items()} == {"01": 2, "02": 2, "03": 4, "07": 4}
+    assert len(of_cell) == 4 and all(len(keys) == 4 for keys in of_cell.values())
+    student = by_notebook["03"][0]
+    assert [nodes[key].entry.notebook for key in student.needs] == ["02_teacher_training"]
+    assert by_notebook["02"][0].needs == ()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"gird": {}}, r'study\.yaml: "gird": .*did you mean "grid"\?; known are name, cohorts'),
+        ({"cohorts": [{"datset": "x"}]}, r'"cohorts\.0\.datset"|"cohorts\.0\.dataset"'),
+        ({"cohorts": []}, '"cohorts": List should have at least 1 item'),
+        ({"name": "../up"}, '"name": must be letters, digits'),
+        ({"name": None}, '"name": Field required'),
+        ({"grid": {"tempreature": [1]}}, 'unknown parameter "tempreature"; did you mean "temperature"'),
+        ({"grid": {"distillation.lr": [-1]}}, "lr"),
+        ({"cohorts": [{"dataset": "phantom-gliom"}]}, 'did you mean "phantom-glioma"'),
+        ({"preset": "slow"}, 'preset "slow" is unknown'),
+        ({"cells": [{"seed": 0, "distillation.lr": 0.001}]}, "two cells of study ablation are the same"),
+    ],
+)
+def test_mistakes_are_told_before_anything_runs(tmp_path, changes, message):
+    with pytest.raises((ParameterError, DataError), match=message):
+        expand(Study.read(written(tmp_path, **changes)))
+
+
+def test_files_that_are_no_study_are_named(tmp_path):
+    with pytest.raises(DataError, match="there is no study file .*nowhere"):
+        Study.read(tmp_path / "nowhere.yaml")
+    (tmp_path / "study.yaml").write_text("a: [")
+    with pytest.raises(DataError, match="is no readable YAML"):
+        Study.read(tmp_path / "study.yaml")
+    failed = CliRunner().invoke(app, ["batch", str(tmp_path / "nowhere.yaml")])
+    assert failed.exit_code == 2 and "nowhere.yaml" in failed.stderr
+
+
+def test_a_relative_root_counts_from_the_study_file(tmp_path):
+    path = written(tmp_path, cohorts=[{"dataset": "own", "root": "data"}])
+    assert Study.read(path).cohorts[0].root == str(tmp_path / "data")
+
+
+@pytest.fixture
+def notebooks(project):
+    """A project whose notebooks are there, and empty."""
+    (project / "notebooks").mkdir()
+    for name in ("01_data_exploration", "02_teacher_training", "03_distillation", "07_evaluation"):
+        (project / "notebooks" / f"{name}.ipynb").write_text("{}")
+    return project
+
+
+def test_the_board_counts_cells_and_estimates_from_what_finished(tmp_path, notebooks):
+    study = Study.read(written(tmp_path, cells=None))
+    cells = expand(study)
+    nodes, of_cell = nodes_of(cells, {"phantom-glioma": "content"})
+    board = Board(study, cells, nodes, of_cell, waiting=list(nodes), say=lambda line: None)
+    assert board.summary() == "0 of 4 cells finished, 0 running"
+    first = of_cell[cells[0].name]
+    for key, seconds in zip(first, (2, 10, 20, 4), strict=True):
+        board.started(key)
+        board.ended(key, {"state": "finished", "seconds": seconds, "error": ""})
+    # open: one exploration (2), one teacher (10), three students (20), three evaluations (4)
+    assert board.seconds_left() == 2 + 10 + 60 + 12
+    assert board.summary().startswith("1 of 4 cells finished")
+    board.ended(of_cell[cells[1].name][2], {"state": "failed", "seconds": 1, "error": "no such weights"})
+    assert board.cell_state(cells[1].name) == "failed"
+    assert cells[1].name in board.close()
+
+
+def test_a_dry_run_tells_what_would_run_and_runs_nothing(tmp_path, notebooks):
+    told = CliRunner().invoke(app, ["batch", str(written(tmp_path, cells=None)), "--dry-run"])
+    assert told.exit_code == 0, told.output
+    assert "4 cells, 12 notebooks: 0 finished, 12 to run" in told.stdout
+    assert told.stdout.count("shared with") == 4
+    assert not (notebooks / "reports" / "ablation").exists()
