@@ -11,6 +11,7 @@ import typer
 
 from medkd.cli_batch import batch
 from medkd.cli_data import Root, data_app, fail
+from medkd.cli_runs import runs_app
 
 app = typer.Typer(
     help="Knowledge distillation and rare-disease learning in medical imaging, driven from notebooks.",
@@ -20,6 +21,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(data_app, name="data")
+app.add_typer(runs_app, name="runs")
 app.command()(batch)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +20,8 @@ from medkd.batch.progress import Board
 from medkd.batch.study import Cell, Node, Study, expand, nodes_of
 from medkd.errors import DataError, MedkdError
 from medkd.paths import home, reports_dir
-from medkd.report.run import checked_cohort, read_state
+from medkd.report.entry import read_state
+from medkd.report.run import checked_cohort
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -115,11 +118,13 @@ def _run_all(client: Client, study: Study, nodes: list[Node], board: Board, cell
 
 def _work(study: Study, node: Node, cell_timeout: int | None) -> dict[str, Any]:
     return {
+        "command": shlex.join(["medkd", *sys.argv[1:]]),
         "home": str(home().resolve()),
         "folder": str((reports_dir() / study.name / node.folder).resolve()),
         "node": node.key,
         "key": node.key,
         "notebook": node.entry.notebook,
+        "name": node.entry.name,
         "dataset": node.entry.dataset,
         "parameters": node.entry.parameters,
         "cell_timeout": cell_timeout,
@@ -135,7 +140,7 @@ def run_node(work: Mapping[str, Any], *needed: Mapping[str, Any]) -> dict[str, A
     worker = get_worker()
     worker.log_event(TOPIC, {"node": work["node"]})
     memory = 0 if _n_gpus() else int(worker.memory_manager.memory_limit or 0)  # drivers of GPUs map more than they use
-    environment = os.environ | {"MEDKD_HOME": work["home"]}
+    environment = os.environ | {"MEDKD_HOME": work["home"], "MEDKD_COMMAND": work["command"]}
     process = subprocess.Popen(
         [sys.executable, "-m", "medkd.batch.node"],
         stdin=subprocess.PIPE,
@@ -233,9 +238,11 @@ def _jobqueue_cluster(path: Path) -> Any:
 
 
 def _n_gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
+    """GPUs of this machine, without importing torch, which takes a worker seconds."""
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
+    return sum(line.startswith("GPU ") for line in listed.splitlines())
 
 
 def _died(error: BaseException) -> str:

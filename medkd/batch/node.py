@@ -13,6 +13,7 @@ import resource
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -38,10 +39,11 @@ def main() -> None:
     if os.getppid() != parent:  # it ended before we asked
         sys.exit(1)
     limit_memory(work["memory"])
-    from medkd.report.plan import Entry
-    from medkd.report.run import run_entry
+    from medkd.report.entry import run_entry
 
-    entry = Entry(work["notebook"], work["dataset"], work["parameters"])
+    entry = SimpleNamespace(
+        notebook=work["notebook"], name=work["name"], dataset=work["dataset"], parameters=work["parameters"]
+    )
     record, _ = run_entry(Path(work["folder"]), entry, work["key"], cell_timeout=work["cell_timeout"])
     print(json.dumps({name: record[name] for name in ("state", "error", "seconds")}), flush=True)
 

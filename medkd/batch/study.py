@@ -15,8 +15,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from medkd.errors import DataError, ParameterError
+from medkd.report.entry import entry_key
 from medkd.report.plan import Entry, plan
-from medkd.report.run import entry_key
 from medkd.stages import stage_params
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

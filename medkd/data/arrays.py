@@ -6,8 +6,6 @@ import copy
 import hashlib
 
 import numpy as np
-import torch
-from torch.nn import functional as F
 
 from medkd.errors import DataError
 
@@ -72,6 +70,9 @@ class ArrayImages:
 
 
 def _resize(pixels: np.ndarray, size: int) -> np.ndarray:
+    import torch  # takes seconds, and who lists cohorts or reads files need not wait for it
+    from torch.nn import functional as F
+
     resized = np.empty((len(pixels), size, size, 3), np.uint8)
     for start in range(0, len(pixels), RESIZE_CHUNK):
         part = torch.from_numpy(pixels[start : start + RESIZE_CHUNK]).permute(0, 3, 1, 2).float()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medkd.errors import MedkdError, ParameterError
+from medkd.parallel import gathered, mean_of, world_size
 
 DENSE_LIMIT = 20_000  # below this many images one product with the whole bank is faster than gathering rows
 MID_RANKS = (30, 100)  # ranks of discrepancy from which "mid" draws
@@ -198,7 +199,10 @@ class ContrastiveDistillation(nn.Module):
         """Loss of one side from inner products (b, P + K); sets that side's Z if it is unset."""
         log_z = getattr(self, f"log_z_{side}")
         scores = products / self.temperature
-        first = scores.detach().flatten().logsumexp(0) - math.log(scores.numel()) + math.log(self.n_images)
+        first = scores.detach().flatten().logsumexp(0) - math.log(scores.numel())
+        if world_size() > 1 and log_z.isnan():
+            first = mean_of(first.exp()).log()
+        first = first + math.log(self.n_images)
         log_z.copy_(torch.where(log_z.isnan(), first, log_z))
         noise = (scores.shape[1] - n_positives) / self.n_images  # c
         ratio = scores - log_z.clone() - math.log(noise + 1e-7)
@@ -209,7 +213,8 @@ class ContrastiveDistillation(nn.Module):
 
     @torch.no_grad()
     def _update(self, bank: Tensor, rows: Tensor, embedded: Tensor) -> None:
-        mixed = self.momentum * bank[rows] + (1 - self.momentum) * embedded.detach()
+        rows, embedded = gathered(rows), gathered(embedded.detach())
+        mixed = self.momentum * bank[rows] + (1 - self.momentum) * embedded
         bank.index_copy_(0, rows, F.normalize(mixed, dim=1))
 
 

@@ -23,8 +23,8 @@ def pick_device(name: str = "auto") -> torch.device:
     Raises:
         ParameterError: if the name is no device's, or that device is not in this machine.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "auto":  # of several processes each has a GPU of its own, which is its current one
+        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from medkd.errors import MedkdError, ParameterError
 from medkd.losses.contrastive import info_nce
+from medkd.parallel import gathered
 
 
 def warmup_momentum(step: int, maximum: float = 0.99) -> float:
@@ -85,8 +86,9 @@ class KeyQueue(nn.Module):
         """Overwrite the oldest keys; of a batch larger than the queue the last `size` stay.
 
         Args:
-            keys: shape (n, dim), any n.
+            keys: shape (n, dim), any n; of several processes those of all are pushed, so that their queues stay equal.
         """
+        keys = gathered(keys)
         n, size = len(keys), len(self.keys)
         offset = torch.arange(max(n - size, 0), n, device=self.keys.device)
         self.keys.index_copy_(0, (self.pointer + offset) % size, keys[max(n - size, 0) :].to(self.keys))

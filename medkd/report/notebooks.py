@@ -1,8 +1,4 @@
-"""Papermill, honestly: unknown parameters are refused, and a run that stopped says so and how it ended.
-
-After a killed kernel, a cell timeout or an interrupt papermill 2.7 stamps every cell `completed`, also those that never
-ran. Here the saved notebook is put right, gets a banner, and the failure carries an exit status of its own.
-"""
+"""Papermill, honestly: unknown parameters are refused, and a run that stopped says so and how it ended."""
 
 from __future__ import annotations
 
@@ -23,51 +19,24 @@ import papermill
 import zmq
 from jupyter_client.kernelspec import NoSuchKernel
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
-from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from medkd.errors import DataError, MedkdError, ParameterError
+from medkd.errors import DataError, ParameterError
 from medkd.files import write_atomically
+from medkd.report.failures import (
+    INJECTED_TAG,
+    MARKER_TAG,
+    NotebookFailure,
+    exit_code_of,
+    first_line,
+    settle,
+    tags_of,
+)
 from medkd.report.page import export_html
 
 __all__ = ["NotebookFailure", "exit_code_of", "export_html", "is_stripped", "run_notebook", "strip_outputs"]
-
-EXIT_CODES = {"exception": 3, "dead kernel": 4, "timeout": 5, "interrupt": 130}
-"""Exit status by kind of failure; 2 is bad input, found before a kernel starts."""
-
-# papermill's own tag: papermill removes such cells when an executed notebook is run again
-MARKER_TAG = "papermill-error-cell-tag"
-INJECTED_TAG = "injected-parameters"
-
-
-class NotebookFailure(Exception):
-    """A notebook stopped before its end; `str()` is one line with notebook, cell and error.
-
-    Attributes:
-        kind: "exception", "dead kernel", "timeout" or "interrupt".
-        exit_code: 3, 4, 5 or 130, see `EXIT_CODES`.
-        notebook: name of the executed notebook, without `.ipynb`.
-        cell: number of the cell among all cells of the source notebook, from 1; 0 if no cell was started.
-        heading: the nearest heading above that cell, else the cell's first line.
-        text: the error in one line.
-    """
-
-    def __init__(self, kind: str, notebook: str, cell: int, heading: str, text: str) -> None:
-        where = f"cell {cell} ({heading})" if cell else "before the first cell"
-        super().__init__(f"{notebook}, {where}: {text}")
-        self.kind, self.exit_code = kind, EXIT_CODES[kind]
-        self.notebook, self.cell, self.heading, self.text = notebook, cell, heading, text
-
-
-def exit_code_of(error: BaseException | None) -> int:
-    """Exit status of a command that ended so: 0 no error, 2 bad input, 3 to 5 and 130 as `EXIT_CODES`, else 1."""
-    if isinstance(error, NotebookFailure):
-        return error.exit_code
-    if isinstance(error, KeyboardInterrupt):
-        return EXIT_CODES["interrupt"]
-    return 0 if error is None else 2 if isinstance(error, MedkdError) else 1
 
 
 def run_notebook(
@@ -90,14 +59,13 @@ def run_notebook(
         echo: whether stderr shows a bar over the cells and the kernel's stderr; None: if it is a terminal.
 
     Raises:
-        DataError: there is no such notebook.
+        DataError: there is no such notebook, or its output cannot be written.
         ParameterError: a parameter is not in the `parameters` cell; told before a kernel starts.
         NotebookFailure: an exception in a cell, a dead kernel, a timeout, or SIGINT or SIGTERM to this process.
     """
     source, output = Path(source).resolve(), Path(output).resolve()
     _check_parameters(source, parameters)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.unlink(missing_ok=True)  # so that what is there after a failure is from this run
+    _make_way(output)
     show = sys.stderr.isatty() if echo is None else echo
     with _stop_once(), _headless(), _kernel_config() as config:
         try:
@@ -118,16 +86,34 @@ def run_notebook(
             )
         except PapermillExecutionError as error:
             kind = "interrupt" if error.ename == "KeyboardInterrupt" else "exception"
-            raise _settle(output, kind, f"{error.ename}: {_first_line(error.evalue)}".rstrip(": ")) from error
+            raise settle(output, kind, f"{error.ename}: {first_line(error.evalue)}".rstrip(": ")) from error
         except CellTimeoutError as error:
             limit = f"longer than {cell_timeout} s" if cell_timeout else "over 60 s to send its output"
-            raise _settle(output, "timeout", f"the cell took {limit}") from error
+            raise settle(output, "timeout", f"the cell took {limit}") from error
         except DeadKernelError as error:
-            raise _settle(output, "dead kernel", "the kernel was killed, most often because memory ran out") from error
+            raise settle(output, "dead kernel", "the kernel was killed, most often because memory ran out") from error
         except (NoSuchKernel, RuntimeError) as error:  # what jupyter_client raises when a kernel does not come up
-            raise _settle(output, "dead kernel", f"the kernel did not answer: {_first_line(str(error))}") from error
+            raise settle(output, "dead kernel", f"the kernel did not answer: {first_line(str(error))}") from error
         except KeyboardInterrupt as error:
-            raise _settle(output, "interrupt", f"stopped by {str(error) or 'SIGINT'}") from error
+            raise settle(output, "interrupt", f"stopped by {str(error) or 'SIGINT'}") from error
+
+
+def _make_way(output: Path) -> None:
+    """Remove an older output, so that what is there after a failure is from this run.
+
+    Raises:
+        DataError: the folder cannot be written to; told before a kernel starts.
+    """
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.unlink(missing_ok=True)
+        output.touch()
+        output.unlink()
+    except OSError as error:
+        raise DataError(
+            f"{output.parent} cannot be written to ({error.strerror}); give it write permission, or set MEDKD_HOME to "
+            "a folder that has it"
+        ) from error
 
 
 def strip_outputs(path: Path) -> None:
@@ -143,7 +129,7 @@ def is_stripped(path: Path) -> bool:
 
 
 def _stripped(notebook: NotebookNode) -> NotebookNode:
-    notebook.cells = [cell for cell in notebook.cells if not {MARKER_TAG, INJECTED_TAG} & set(_tags(cell))]
+    notebook.cells = [cell for cell in notebook.cells if not {MARKER_TAG, INJECTED_TAG} & set(tags_of(cell))]
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
@@ -212,51 +198,3 @@ def _stop_once() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _settle(output: Path, kind: str, text: str) -> NotebookFailure:
-    """Make the saved notebook tell the truth about a failed run, and return the failure to raise."""
-    if not output.exists():
-        return NotebookFailure(kind, output.stem, 0, "", text)
-    notebook = nbformat.read(output, as_version=4)
-    notebook.cells = [cell for cell in notebook.cells if MARKER_TAG not in _tags(cell)]
-    # papermill sets start_time on the cells it reached and nothing else tells them from the rest
-    reached = [index for index, cell in enumerate(notebook.cells) if cell.metadata.papermill.start_time]
-    stopped_at = reached[-1] if reached else -1
-    for cell in notebook.cells[stopped_at + 1 :]:
-        cell.metadata.papermill.update(status="pending", start_time=None, end_time=None, duration=None)
-    number, heading = 0, ""
-    if reached:
-        cell = notebook.cells[stopped_at]
-        cell.metadata.papermill.update(status="failed", exception=True)
-        CoalesceStreamsPreprocessor().preprocess_cell(cell, {}, stopped_at)  # the cell did not get to its own merge
-        number = sum(INJECTED_TAG not in _tags(above) for above in notebook.cells[: stopped_at + 1])
-        heading = _heading(notebook.cells, stopped_at)
-    notebook.metadata.papermill.exception = True
-    failure = NotebookFailure(kind, output.stem, number, heading, text)
-    link = f" [Go to the cell](#cell-id={notebook.cells[stopped_at].id})." if reached else ""
-    quoted = str(failure).replace("`", "'")  # a code span, so that an error message cannot become markup
-    banner = (
-        f"### This run stopped: {kind}\n\n`{quoted}`\n\n"
-        f"The cells from there on have no results.{link} Finished stages are kept: "
-        "run the same command again and it continues from there."
-    )
-    notebook.cells.insert(0, nbformat.v4.new_markdown_cell(banner, metadata={"tags": [MARKER_TAG]}))
-    write_atomically(output, lambda part: nbformat.write(notebook, part))
-    return failure
-
-
-def _heading(cells: list[NotebookNode], index: int) -> str:
-    for cell in reversed(cells[:index]):
-        headings = [line for line in cell.source.splitlines() if cell.cell_type == "markdown" and line.startswith("#")]
-        if headings:
-            return headings[-1].lstrip("#").strip()
-    return _first_line(cells[index].source)
-
-
-def _tags(cell: NotebookNode) -> list[str]:
-    return cell.metadata.get("tags", [])
-
-
-def _first_line(text: str) -> str:
-    return next((line.strip()[:300] for line in text.splitlines() if line.strip()), "")

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import medkd
 from medkd.data.cohort import Cohort
 from medkd.data.folds import n_folds_of
 from medkd.files import write_json
-from medkd.paths import home, reports_dir, runs_dir
+from medkd.paths import reports_dir, runs_dir
 from medkd.report.artifacts import read_index, read_metrics
-from medkd.report.notebooks import NotebookFailure, export_html, run_notebook
+from medkd.report.entry import entry_key, read_state, run_entry
+from medkd.report.notebooks import NotebookFailure
 from medkd.report.page import build_page, versions
 from medkd.report.plan import Entry, plan
 from medkd.stages import stage_params
@@ -87,45 +85,6 @@ def run_report(
     return page
 
 
-def run_entry(
-    folder: Path, entry: Entry, key: str, *, cell_timeout: int | None = None
-) -> tuple[dict[str, Any], NotebookFailure | None]:
-    """Run one notebook into a report folder, and write how it went beside it.
-
-    Args:
-        folder: the report's.
-        entry: notebook and parameters.
-        key: of `entry_key`, by which the result is known later.
-        cell_timeout: seconds a cell may take; None for no limit.
-
-    Returns:
-        The record (name, key, parameters, state "finished" or "failed", error, seconds, html), and the failure if
-        there was one.
-    """
-    start = time.monotonic()
-    record = {"name": entry.name, "key": key, "parameters": entry.parameters}
-    output = folder / "notebooks" / f"{entry.name}.ipynb"
-    failure: NotebookFailure | None = None
-    try:
-        run_notebook(
-            home() / "notebooks" / f"{entry.notebook}.ipynb",
-            output,
-            entry.parameters,
-            cell_timeout=cell_timeout,
-            cwd=home() / "notebooks",
-        )
-        record |= {"state": "finished", "error": ""}
-    except NotebookFailure as error:
-        failure = error
-        record |= {"state": "failed", "error": str(error)}
-    record["seconds"] = round(time.monotonic() - start, 1)
-    if output.exists():
-        export_html(output, output.with_suffix(".html"))
-        record["html"] = f"notebooks/{entry.name}.html"
-    write_json(_state_path(folder, entry), record)
-    return record, failure
-
-
 def checked_cohort(entry: Entry) -> Cohort:
     """The cohort of an entry, once its modalities and split file are found to be there."""
     params = stage_params()[entry.notebook].checked(entry.parameters)
@@ -194,25 +153,3 @@ def _units(keys: Sequence[str]) -> list[dict[str, Any]]:
             found[key] = {name: record[name] for name in ("stage", "title", "key", "seconds", "finished")}
             waiting += record["upstream"]
     return sorted(found.values(), key=lambda unit: (unit["stage"], unit["title"]))
-
-
-def entry_key(entry: Entry, cohort: str) -> str:
-    """Changes when the notebook, its parameters, the package's code or the cohort's content (`cohort`) change."""
-    parameters = {name: value for name, value in entry.parameters.items() if name not in ("report", "root", "device")}
-    digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode() + cohort.encode())
-    digest.update((home() / "notebooks" / f"{entry.notebook}.ipynb").read_bytes())
-    for path in sorted(Path(medkd.__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _state_path(folder: Path, entry: Entry) -> Path:
-    return folder / "notebooks" / f"{entry.name}.json"
-
-
-def read_state(folder: Path, entry: Entry) -> dict[str, Any]:
-    """What `run_entry` wrote of a notebook, {} if it was not run."""
-    try:
-        return json.loads(_state_path(folder, entry).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}

@@ -8,6 +8,7 @@ import json
 import string
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
+from medkd import parallel
 from medkd.files import locked, write_json
 from medkd.paths import runs_dir
 
@@ -129,12 +131,13 @@ def load_or_make(unit: Unit, make: Callable[[Path], dict[str, Any]]) -> Run:
     Two processes that want the same unit do not make it twice: the second waits and loads. `make` finds in the
     folder what an interrupted attempt left (its checkpoint), and `run.json` is written last, by rename.
     """
-    if (run := load(unit)) is not None:
-        return run
+    if parallel.told_by_main(load(unit) is not None):
+        return load(unit)
     unit.folder.mkdir(parents=True, exist_ok=True)
-    with locked(unit.folder / ".lock"):
-        if (run := load(unit)) is not None:  # another process finished it while this one waited
-            return run
+    # of several processes that train one network the main one holds the lock and writes the record
+    with locked(unit.folder / ".lock") if parallel.is_main() else nullcontext():
+        if parallel.told_by_main(load(unit) is not None):  # another process finished it while this one waited
+            return load(unit)
         start = time.monotonic()
         metrics = make(unit.folder)
         seconds = round(time.monotonic() - start, 3)
@@ -150,6 +153,9 @@ def load_or_make(unit: Unit, make: Callable[[Path], dict[str, Any]]) -> Run:
             "seconds": seconds,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S"),
         }
-        write_json(unit.folder / "run.json", record)
+        parallel.barrier()
+        if parallel.is_main():
+            write_json(unit.folder / "run.json", record)
+        parallel.barrier()
     found = load_folder(unit.folder)
     return replace(found, made=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from medkd import parallel
 from medkd.errors import TrainingError
 from medkd.training.checkpoint import Position, clear_checkpoints, has_checkpoint, read_checkpoint, write_checkpoint
 from medkd.training.progress import Progress, Teller
@@ -38,6 +40,9 @@ class Step(Protocol):
     def validate(self) -> dict[str, float]:
         """Numbers logged after each epoch; an empty dict where there is nothing to validate on."""
 
+
+AGREE = 10
+"""Steps between two moments at which several processes ask each other whether to write a checkpoint or to stop."""
 
 Schedule = Callable[[int, int], float]
 """(epoch, n_epochs) -> factor on the learning rate."""
@@ -128,7 +133,9 @@ def fit(
         bar.close()
     if position.best:
         step.modules.load_state_dict(position.best)
-    clear_checkpoints(folder)
+    parallel.barrier()
+    if parallel.is_main():
+        clear_checkpoints(folder)
     return pd.DataFrame(position.history)
 
 
@@ -151,8 +158,16 @@ class _Training:
         self.step, self.rows, self.optimizer, self.epochs, self.batch_size = step, rows, optimizer, epochs, batch_size
         self.folder, self.title, self.checkpoint_seconds, self.stop = folder, title, checkpoint_seconds, stop
         self.generator = torch.Generator().manual_seed(seed)
-        step.start(self.generator)
+        views = self.generator
+        if parallel.world_size() > 1:  # one order for all processes, views of its own for each
+            parallel.share_state(step.modules, from_main=True)
+            views = torch.Generator()
+        step.start(views)
         self.position = read_checkpoint(folder, step, optimizer, self.generator) or Position()
+        if parallel.world_size() > 1:
+            own = f"{seed}|{parallel.rank()}|{self.position.total_steps}".encode()
+            views.manual_seed(int.from_bytes(hashlib.sha256(own).digest()[:6], "big"))
+        self.learned = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self.n_steps = len(rows) // batch_size
         self.started = self.saved = time.monotonic()
         self.teller = Teller()
@@ -171,10 +186,12 @@ class _Training:
         before = position.seconds
         while position.step < self.n_steps:
             batch = position.order[position.step * self.batch_size : (position.step + 1) * self.batch_size]
+            batch = parallel.own_part(batch)
             loss, logged = step.loss(batch, position.epoch / self.epochs)
             watch.look(loss, logged, batch)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            parallel.share_gradients(self.learned, len(batch), self.batch_size)
             self.optimizer.step()
             step.after_step()
             for name, value in {"loss": loss, **logged}.items():
@@ -189,7 +206,8 @@ class _Training:
                 watch.check()
                 self._save()
         watch.check()
-        return {name: float(total) / self.n_steps for name, total in position.sums.items()}
+        parallel.share_state(step.modules)
+        return {name: float(parallel.mean_of(total)) / self.n_steps for name, total in position.sums.items()}
 
     def end_epoch(self, record: dict[str, Any], select: str) -> None:
         """Take the record of the epoch into the history, remember its weights if they are the best, and save if due."""
@@ -203,14 +221,23 @@ class _Training:
         position.epoch, position.step, position.sums, position.seconds = position.epoch + 1, 0, {}, 0.0
         position.order = position.order[:0]
         self._tell()
-        if self.stop.any or (self._due() and position.epoch < self.epochs):
+        due = self._due()
+        if due and (self.stop.any or position.epoch < self.epochs):
             self._save()
 
     def _due(self) -> bool:
-        return self.stop.any or time.monotonic() - self.saved > self.checkpoint_seconds
+        """Whether to write a checkpoint; several processes ask each other every `AGREE` steps."""
+        if parallel.world_size() > 1 and self.position.step % AGREE:
+            return False
+        due = self.stop.any or time.monotonic() - self.saved > self.checkpoint_seconds
+        return parallel.any_of(due, self.step.device)
 
     def _save(self) -> None:
-        write_checkpoint(self.folder, self.step, self.optimizer, self.generator, self.position)
+        parallel.share_state(self.step.modules)
+        self.stop.signal = parallel.told_by_main(self.stop.signal)
+        if parallel.is_main():
+            write_checkpoint(self.folder, self.step, self.optimizer, self.generator, self.position)
+        parallel.barrier()
         self.saved = time.monotonic()
         if self.stop.any:
             self.stop.obey(f"{self.title}, epoch {self.position.epoch + 1}, step {self.position.step}")

@@ -13,6 +13,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from medkd.errors import DataError, ParameterError
+from medkd.report import notebooks
 from medkd.report.notebooks import (
     NotebookFailure,
     exit_code_of,
@@ -56,6 +57,7 @@ def assert_tells_the_truth(notebook, failure):
     assert str(failure) in banner.source
     assert [cell.metadata.papermill.status for cell in cells] == ["completed"] * 4 + ["failed"] + ["pending"] * 2
     assert f"#cell-id={cells[4].id}" in banner.source
+    assert "continues from there" in banner.source
     assert [cell.metadata.papermill.start_time is None for cell in cells] == [False] * 5 + [True] * 2
     assert cells[6].outputs == []
     assert notebook.metadata.papermill.exception is True
@@ -118,6 +120,53 @@ def test_a_killed_kernel_does_not_look_finished_and_ends_in_4(tmp_path):
     assert (failure.kind, exit_code_of(failure)) == ("dead kernel", 4)
     assert "memory" in failure.text
     assert_tells_the_truth(notebook, failure)
+
+
+CHECKPOINTED = """
+import os, torch
+from torch import nn
+from pathlib import Path
+from medkd.training.loop import fit, linear_decay
+
+class Step:
+    modules, device, n = nn.Linear(1, 1), torch.device("cpu"), 0
+    def start(self, generator): pass
+    def loss(self, rows, progress): return self.modules(rows.float()[:, None]).pow(2).mean(), {}
+    def after_step(self):
+        self.n += 1
+        if self.n == 7: os.kill(os.getpid(), 9)
+    def validate(self): return {"val_auc": 0.625}
+
+folder = Path(os.environ["MEDKD_HOME"]) / "reports/runs/03_distillation/abc"
+folder.mkdir(parents=True)
+step = Step()
+fit(step, torch.arange(8), torch.optim.SGD(step.modules.parameters(), lr=0.001), epochs=3, batch_size=2,
+    schedule=linear_decay, seed=0, folder=folder, title="tiny", checkpoint_seconds=-1.0)
+"""
+
+
+def test_the_banner_of_a_killed_training_has_its_last_metrics_and_the_command(project, monkeypatch):
+    monkeypatch.setenv("MEDKD_COMMAND", "medkd batch study.yaml")
+    failure, notebook = run_and_fail(project, CHECKPOINTED)
+    assert failure.kind == "dead kernel"
+    banner = notebook.cells[0].source
+    assert "Last metrics (03_distillation/abc, 6 steps): epoch 1, " in banner and "val_auc 0.625" in banner
+    assert "`medkd batch study.yaml` continues from there" in banner
+
+
+def test_an_output_folder_that_cannot_be_written_is_told_before_a_kernel_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr(notebooks.papermill, "execute_notebook", lambda *_, **__: pytest.fail("a kernel was started"))
+    source = write_notebook(tmp_path / "a.ipynb", "1")
+    with pytest.raises(DataError, match=r"^/proc/nowhere cannot be written to .*give it write permission"):
+        run_notebook(source, Path("/proc/nowhere/a.ipynb"), {})  # not even root may make a folder there
+
+
+def test_a_wall_clock_that_is_set_back_while_a_notebook_runs_changes_nothing(tmp_path, monkeypatch):
+    clock = iter(range(2_000_000_000, 0, -3600))
+    monkeypatch.setattr(time, "time", lambda: next(clock))
+    output = tmp_path / "made" / "a.ipynb"
+    run_notebook(write_notebook(tmp_path / "a.ipynb", "print('done')"), output, {"temperature": 2.0})
+    assert nbformat.read(output, as_version=4).cells[-1].outputs[0].text == "after\n"
 
 
 def test_a_timeout_does_not_look_finished_and_ends_in_5(tmp_path):

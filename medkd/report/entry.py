@@ -1,0 +1,78 @@
+"""One notebook of a report or study: run it, and know later whether that is still good."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import medkd
+from medkd.files import write_json
+from medkd.paths import home
+from medkd.report.notebooks import NotebookFailure, export_html, run_notebook
+
+if TYPE_CHECKING:  # the plan imports torch, which a process that only runs a notebook need not wait for
+    from medkd.report.plan import Entry
+
+
+def run_entry(
+    folder: Path, entry: Entry, key: str, *, cell_timeout: int | None = None
+) -> tuple[dict[str, Any], NotebookFailure | None]:
+    """Run one notebook into a report folder, and write how it went beside it.
+
+    Args:
+        folder: the report's.
+        entry: notebook and parameters.
+        key: of `entry_key`, by which the result is known later.
+        cell_timeout: seconds a cell may take; None for no limit.
+
+    Returns:
+        The record (name, key, parameters, state "finished" or "failed", error, seconds, html), and the failure if
+        there was one.
+    """
+    start = time.monotonic()
+    record = {"name": entry.name, "key": key, "parameters": entry.parameters}
+    output = folder / "notebooks" / f"{entry.name}.ipynb"
+    failure: NotebookFailure | None = None
+    try:
+        run_notebook(
+            home() / "notebooks" / f"{entry.notebook}.ipynb",
+            output,
+            entry.parameters,
+            cell_timeout=cell_timeout,
+            cwd=home() / "notebooks",
+        )
+        record |= {"state": "finished", "error": ""}
+    except NotebookFailure as error:
+        failure = error
+        record |= {"state": "failed", "error": str(error)}
+    record["seconds"] = round(time.monotonic() - start, 1)
+    if output.exists():
+        export_html(output, output.with_suffix(".html"))
+        record["html"] = f"notebooks/{entry.name}.html"
+    write_json(_state_path(folder, entry), record)
+    return record, failure
+
+
+def entry_key(entry: Entry, cohort: str) -> str:
+    """Changes when the notebook, its parameters, the package's code or the cohort's content (`cohort`) change."""
+    parameters = {name: value for name, value in entry.parameters.items() if name not in ("report", "root", "device")}
+    digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode() + cohort.encode())
+    digest.update((home() / "notebooks" / f"{entry.notebook}.ipynb").read_bytes())
+    for path in sorted(Path(medkd.__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _state_path(folder: Path, entry: Entry) -> Path:
+    return folder / "notebooks" / f"{entry.name}.json"
+
+
+def read_state(folder: Path, entry: Entry) -> dict[str, Any]:
+    """What `run_entry` wrote of a notebook, {} if it was not run."""
+    try:
+        return json.loads(_state_path(folder, entry).read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}

@@ -1,0 +1,164 @@
+"""What lies in the run store: list it, compare runs, and remove what no report needs."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from medkd.errors import DataError
+from medkd.paths import reports_dir, runs_dir
+from medkd.stages.store import Run, load_folder
+
+HEADLINES = ("val_balanced_accuracy", "val_auc_macro", "val_c_index", "val_accuracy", "knn_accuracy")
+"""Metrics that stand for a run in a list, best first."""
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A folder of the run store that may go.
+
+    Attributes:
+        folder: where.
+        n_bytes: what it holds.
+        reason: why it may go.
+    """
+
+    folder: Path
+    n_bytes: int
+    reason: str
+
+
+def all_runs(stage: str = "") -> pd.DataFrame:
+    """Finished runs: stage, key, title, finished, seconds and one metric each, oldest first.
+
+    Args:
+        stage: name of a stage, or its beginning ("02"); empty for all.
+    """
+    rows = []
+    for path in sorted(runs_dir().glob(f"{stage}*/*/run.json")):
+        try:
+            record = json.loads(path.read_text())
+        except (OSError, json.JSONDecodeError):
+            continue
+        metrics = record["metrics"]
+        headline = next((name for name in HEADLINES if name in metrics), "")
+        rows.append(
+            {name: record[name] for name in ("stage", "key", "title", "finished", "seconds")}
+            | {"metric": f"{headline.removeprefix('val_')} {metrics[headline]:.3f}" if headline else ""}
+        )
+    columns = ["stage", "key", "title", "finished", "seconds", "metric"]
+    return pd.DataFrame(rows, columns=columns).sort_values("finished", ignore_index=True)
+
+
+def find_run(key: str) -> Run:
+    """The finished run whose key starts so.
+
+    Raises:
+        DataError: none has, or several.
+    """
+    folders = [path.parent for path in sorted(runs_dir().glob("*/*/run.json")) if path.parent.name.startswith(key)]
+    runs = [run for folder in folders if key and (run := load_folder(folder)) is not None]
+    if len(runs) != 1:
+        several = f"these do: {', '.join(run.key for run in runs)}"
+        raise DataError(
+            f'no single finished run has a key that starts with "{key}"; '
+            f"{several if runs else '`medkd runs list` shows which there are'}"
+        )
+    return runs[0]
+
+
+def compared(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Settings that differ between runs, and their metrics: one row each, one column a run."""
+    return tuple(
+        _side_by_side(runs, [getattr(run, name) for run in runs], only_different=name == "config")
+        for name in ("config", "metrics")
+    )
+
+
+def leftovers(keep_days: float = 0.0, now: float = 0.0) -> list[Leftover]:
+    """Folders that no report and no other run that is kept refers to, and unfinished ones that nobody works on.
+
+    Args:
+        keep_days: leave what was changed in so many days.
+        now: present time in seconds since 1970; only with `keep_days`.
+    """
+    needed = _with_upstream(set(_keys_in_reports()))
+    found = []
+    for folder in sorted(path for path in runs_dir().glob("*/*") if path.is_dir()):
+        finished = (folder / "run.json").is_file()
+        if (finished and folder.name in needed) or _is_locked(folder):
+            continue
+        if keep_days and now - folder.stat().st_mtime < keep_days * 86400:
+            continue
+        n_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        found.append(Leftover(folder, n_bytes, "no report refers to it" if finished else "unfinished"))
+    return found
+
+
+def remove(items: Sequence[Leftover]) -> None:
+    """Delete these folders, the small file that makes a run valid first, so that a kill leaves no half run."""
+    for item in items:
+        (item.folder / "run.json").unlink(missing_ok=True)
+        shutil.rmtree(item.folder)
+
+
+def _keys_in_reports() -> Iterator[str]:
+    """Keys of runs that any report's index names."""
+    for path in reports_dir().rglob("index/*.json"):
+        try:
+            metrics = json.loads(path.read_text())["metrics"]
+        except (OSError, ValueError, KeyError):
+            continue
+        runs = metrics.get("runs", [])
+        yield from ([metrics["run"]] if "run" in metrics else []) + (runs if isinstance(runs, list) else [])
+
+
+def _with_upstream(keys: set[str]) -> set[str]:
+    upstream: dict[str, list[str]] = {}
+    for path in runs_dir().glob("*/*/run.json"):
+        run = load_folder(path.parent)
+        if run is not None:
+            upstream[run.key] = list(run.upstream)
+    waiting, needed = list(keys), set()
+    while waiting:
+        if (key := waiting.pop()) not in needed:
+            needed.add(key)
+            waiting += upstream.get(key, [])
+    return needed
+
+
+def _is_locked(folder: Path) -> bool:
+    """Whether a process works on the unit at this moment."""
+    lock = folder / ".lock"
+    if not lock.exists():
+        return False
+    with lock.open("r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _side_by_side(runs: Sequence[Run], values: Sequence[Any], *, only_different: bool) -> pd.DataFrame:
+    names = list(dict.fromkeys(name for each in values for name in each))
+    rows = [
+        {"name": name} | {run.key: _told(each.get(name)) for run, each in zip(runs, values, strict=True)}
+        for name in names
+    ]
+    if only_different:
+        rows = [row for row in rows if len({value for name, value in row.items() if name != "name"}) > 1]
+    return pd.DataFrame(rows, columns=["name", *(run.key for run in runs)])
+
+
+def _told(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,59 @@
+"""One stage from a file of parameters, without a notebook: what `medkd train` runs."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from medkd.errors import DataError, ParameterError
+from medkd.stages import label, pretrain, self_distil, stage_params, train_students, train_teachers
+from medkd.stages.store import Run
+
+RUNNERS = {
+    "teacher": ("02_teacher_training", train_teachers),
+    "distillation": ("03_distillation", train_students),
+    "moco": ("04_moco_url", pretrain),
+    "pseudo_labels": ("05_pseudo_labelling", label),
+    "self_distillation": ("06_self_distillation", self_distil),
+}
+"""Short name of a stage -> its notebook, and the function that makes its runs."""
+
+
+def run_stage(stage: str, config: Path) -> Iterator[str]:
+    """Make the runs of a stage, or load what is there; one line for each.
+
+    Args:
+        stage: key of `RUNNERS`, or the name of its notebook.
+        config: JSON with the parameters of the notebook (those that differ from its defaults are enough), or the file
+            that a report wrote beside an executed notebook.
+
+    Raises:
+        ParameterError: the stage or a parameter is unknown or out of range.
+        DataError: the file is missing or no JSON object.
+    """
+    short = next((name for name, (notebook, _) in RUNNERS.items() if stage in (name, notebook)), "")
+    if not short:
+        near = difflib.get_close_matches(stage, RUNNERS, n=1)
+        hint = f'; did you mean "{near[0]}"?' if near else ";"
+        raise ParameterError(f'there is no stage "{stage}" to train{hint} known are {", ".join(RUNNERS)}')
+    notebook, run = RUNNERS[short]
+    params = stage_params()[notebook].checked(_parameters(config))
+    made: Any = run(params)
+    for each in made.values() if isinstance(made, dict) else [made]:
+        if isinstance(each, Run):
+            yield f"{each.stage}/{each.key}: {'made' if each.made else 'was there'}, {each.seconds:.0f} s"
+
+
+def _parameters(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"there is no file {path}; give a JSON file with the stage's parameters") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is no readable JSON ({error}); correct it") from error
+    if not isinstance(values, dict):
+        raise DataError(f"{path} must hold a JSON object, parameter -> value")
+    return values.get("parameters", values)

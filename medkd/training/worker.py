@@ -1,0 +1,44 @@
+"""One process of `medkd train`: `python -m medkd.training.worker STAGE CONFIG`, alone or started by torchrun."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from medkd import parallel
+from medkd.errors import MedkdError
+
+
+def main() -> None:
+    """Run the stage; prints what was made, and ends with status 2 on bad input, 3 if training cannot go on."""
+    from medkd.errors import TrainingError
+    from medkd.stages.train import run_stage
+
+    stage, config = sys.argv[1:]
+    parallel.join()
+    try:
+        for line in run_stage(stage, Path(config)):
+            if parallel.is_main():
+                print(line, flush=True)
+    except MedkdError as error:
+        if parallel.is_main():
+            print(f"medkd: {error}", file=sys.stderr, flush=True)
+        sys.exit(3 if isinstance(error, TrainingError) else 2)
+    finally:
+        parallel.leave()
+
+
+def command(stage: str, config: str, devices: int, nodes: int, address: str, node: int) -> list[str]:
+    """The command line that runs the stage in `devices` processes on each of `nodes` machines."""
+    work = ["-m", "medkd.training.worker", stage, config]
+    if devices * nodes == 1:
+        return [sys.executable, *work]
+    where = ["--standalone"] if nodes == 1 else [
+        f"--nnodes={nodes}", f"--node-rank={node}", f"--master-addr={address.partition(':')[0]}",
+        f"--master-port={address.partition(':')[2] or 29500}",
+    ]  # fmt: skip
+    return [sys.executable, "-m", "torch.distributed.run", *where, f"--nproc-per-node={devices}", *work]
+
+
+if __name__ == "__main__":
+    main()
