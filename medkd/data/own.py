@@ -9,7 +9,8 @@ import pandas as pd
 from medkd.data.cohort import Cohort, VectorTable
 from medkd.data.file_store import FileStore
 from medkd.data.images import FileImages, first_few
-from medkd.data.own_schema import METADATA, SCHEMA_FILE, OwnSchema, read_own_table, read_schema
+from medkd.data.own_schema import METADATA, SCHEMA_FILE, OwnSchema, check_columns, problem_of, read_schema
+from medkd.data.own_table import read_own_table
 from medkd.data.published_splits import PARTS
 from medkd.data.tables import encode_columns, existing_folder
 from medkd.errors import DataError
@@ -36,9 +37,14 @@ def read(root: str | Path, *, cache_dir: Path | None = None) -> Cohort:
     root = existing_folder(root, "your data")
     schema = confirmed_schema(root)
     rows = read_own_table(root / schema.table)
-    _check_columns(schema, rows)
-    _check_labels(schema, rows)
+    check_columns(schema, rows)
+    images = {
+        modality: FileImages(_paths(root, schema, rows[column]), root=root, cache_dir=cache_dir)
+        for modality, column in (("image", schema.image), ("second_image", schema.second_image))
+        if column
+    }
     table = pd.DataFrame({"id": _ids(schema, rows), "class": rows[schema.label]})
+    _check_labels(schema, table)
     table["label"] = [schema.classes.index(name) for name in rows[schema.label]]
     table["patient"] = rows[schema.patient] if schema.patient else table["id"]
     if (table["patient"] == "").any():
@@ -52,13 +58,9 @@ def read(root: str | Path, *, cache_dir: Path | None = None) -> Cohort:
     for name in (*schema.numbers, *schema.flags, *schema.categories):
         if name not in table:
             table[name] = rows[name]
-    images = {
-        modality: FileImages(_paths(root, schema, rows[column]), root=root, cache_dir=cache_dir)
-        for modality, column in (("image", schema.image), ("second_image", schema.second_image))
-        if column
-    }
     vectors = _vectors(schema, rows)
-    second = "" if schema.chain == "rare" else "second_image" if schema.second_image else METADATA if vectors else ""
+    seconds = {"teacher-student": "second_image" if schema.second_image else METADATA, "rare": "", "vector": METADATA}
+    rare = tuple(schema.rare_classes) if schema.chain == "rare" else ()
     return Cohort(
         name="own",
         title=schema.title,
@@ -68,11 +70,9 @@ def read(root: str | Path, *, cache_dir: Path | None = None) -> Cohort:
         images=images,
         vectors=vectors,
         main="image" if schema.chain == "teacher-student" else "",
-        second=second,
-        base_classes=tuple(name for name in schema.classes if name not in schema.rare_classes)
-        if schema.chain == "rare"
-        else (),
-        rare_classes=tuple(schema.rare_classes) if schema.chain == "rare" else (),
+        second=seconds[schema.chain],
+        base_classes=tuple(name for name in schema.classes if rare and name not in rare),
+        rare_classes=rare,
         group=_group(schema),
         splits=_splits(schema, rows),
         licence=schema.licence,
@@ -90,17 +90,8 @@ def confirmed_schema(root: Path) -> OwnSchema:
     schema, path = read_schema(root), root / SCHEMA_FILE
     if not schema.confirmed:
         raise DataError(f"{path} is not confirmed; look at it, set confirmed: true, and try again")
-    if unknown := sorted(set(schema.rare_classes) - set(schema.classes)):
-        raise DataError(f"{path} has rare_classes that are no classes: {first_few(unknown)}; correct it")
-    vector = bool(schema.numbers or schema.flags or schema.categories)
-    if schema.chain == "teacher-student" and not (schema.image and (schema.second_image or vector)):
-        raise DataError(f"{path}: chain teacher-student needs an image, and a second_image or columns; correct it")
-    if schema.chain == "vector" and not vector:
-        raise DataError(f"{path}: chain vector needs numbers, flags or categories; correct it")
-    if schema.chain == "rare" and not (
-        schema.image and len(schema.rare_classes) > 1 and len(schema.classes) - len(schema.rare_classes) > 0
-    ):
-        raise DataError(f"{path}: chain rare needs an image, two or more rare_classes, and common ones; correct it")
+    if problem := problem_of(schema):
+        raise DataError(f"{path}: {problem}; correct it")
     return schema
 
 
@@ -109,24 +100,16 @@ def chain_at(root: str) -> str:
     return confirmed_schema(existing_folder(root, "your data")).chain
 
 
-def _check_columns(schema: OwnSchema, rows: pd.DataFrame) -> None:
-    single = (schema.id, schema.label, schema.patient, schema.split, schema.image, schema.second_image)
-    named = [*single, schema.survival_months, schema.event, *schema.numbers, *schema.flags, *schema.categories]
-    absent = [name for name in named if name and name not in rows]
-    if absent:
+def _check_labels(schema: OwnSchema, table: pd.DataFrame) -> None:
+    unlabelled = table["id"][table["class"] == ""].tolist()
+    if unlabelled:
+        raise DataError(f"{schema.table} has no {schema.label} for {first_few(unlabelled)}; fill or remove these rows")
+    strange = table[~table["class"].isin(schema.classes)]
+    if len(strange):
         raise DataError(
-            f"{SCHEMA_FILE} names the column(s) {first_few(absent)}, and {schema.table} has "
-            f"{first_few(list(rows), 12)}; correct either of them"
-        )
-
-
-def _check_labels(schema: OwnSchema, rows: pd.DataFrame) -> None:
-    labels = rows[schema.label]
-    wrong = ~labels.isin(schema.classes)
-    if wrong.any():
-        raise DataError(
-            f'{schema.table} has the {schema.label} "{labels[wrong].iloc[0]}" in row {_first(wrong)} '
-            f"({wrong.sum()} such rows), known are {', '.join(schema.classes)}; fill or remove them, or add a class"
+            f'{schema.table} has the {schema.label} "{strange["class"].iloc[0]}", which is none of '
+            f"{', '.join(schema.classes)}, for {first_few(strange['id'].tolist())}; correct these rows, or add it to "
+            f"classes in {SCHEMA_FILE}"
         )
 
 
@@ -134,7 +117,7 @@ def _ids(schema: OwnSchema, rows: pd.DataFrame) -> pd.Series:
     if schema.id:
         ids = rows[schema.id]
     elif schema.image:
-        stems = rows[schema.image].map(lambda name: PurePosixPath(name).stem)
+        stems = rows[schema.image].map(lambda name: _file(schema, name).stem)
         ids = stems if stems.is_unique else rows[schema.image]
     else:
         ids = pd.Series([f"row_{number + 1:05d}" for number in range(len(rows))])
@@ -152,7 +135,7 @@ def _paths(root: Path, schema: OwnSchema, column: pd.Series) -> list[str]:
     store = FileStore(root)
     names = []
     for number, value in enumerate(column):
-        path = PurePosixPath(schema.image_folder) / (value.replace("\\", "/") + schema.suffix)
+        path = _file(schema, value)
         if not value or path.is_absolute() or ".." in path.parts:
             raise DataError(
                 f'{schema.table} has "{value}" as {column.name} in row {number + 2}, which is no file inside {root}; '
@@ -163,6 +146,10 @@ def _paths(root: Path, schema: OwnSchema, column: pd.Series) -> list[str]:
     if absent:
         raise DataError(f"{schema.table} names images that are not in {root}: {first_few(absent)}; check image_folder")
     return names
+
+
+def _file(schema: OwnSchema, value: str) -> PurePosixPath:
+    return PurePosixPath(schema.image_folder) / (value.replace("\\", "/") + schema.suffix)
 
 
 def _vectors(schema: OwnSchema, rows: pd.DataFrame) -> dict[str, VectorTable]:

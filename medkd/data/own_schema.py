@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import difflib
-import io
 import re
-from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Literal
 
 import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from medkd.data.file_store import IMAGE_SUFFIXES
 from medkd.data.images import first_few
+from medkd.data.own_table import image_columns, known_values, read_own_table
 from medkd.data.published_splits import PARTS
-from medkd.data.tables import FALSE_WORDS, TRUE_WORDS, UNKNOWN_WORDS
+from medkd.data.tables import FALSE_WORDS, TRUE_WORDS
 from medkd.errors import DataError
+from medkd.files import write_atomically
 
 SCHEMA_FILE = "medkd.yaml"
 TABLE_NAMES = ("table.csv", "metadata.csv", "labels.csv")
@@ -26,11 +27,11 @@ LABEL_NAMES = ("label", "class", "diagnosis", "diagnostic", "dx", "target", "y",
 PATIENT_NAMES = (
     "patient", "patient_id", "patientid", "subject", "subject_id", "lesion_id", "lesion", "case", "case_id", "group",
 )  # fmt: skip
-ID_NAMES = ("id", "sample", "sample_id", "image_id", "img_id", "isic_id")
+ID_NAMES = ("id", "sample", "sample_id", "image_id", "img_id", "isic_id", "unnamed:_0", "index", "nr")
 MAX_CLASSES, MAX_WORDS = 50, 20
 """More different values than this are no classes, no category."""
-RARE_SHARE = 0.08
-"""Classes with fewer than this share of the rows are proposed as rare."""
+RARE_SHARE = 0.05
+"""Classes with fewer than this share of the rows are proposed as rare; of ISIC 2018 it makes the published choice."""
 METADATA = "metadata"
 """Name of the vector modality."""
 
@@ -38,7 +39,7 @@ METADATA = "metadata"
 class OwnSchema(BaseModel):
     """What the columns of a researcher's table mean; `medkd.yaml` holds one."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
 
     confirmed: bool = Field(False, description="set to true once the rest is right")
     title: str = Field("own data", description="how figures and tables call the cohort")
@@ -51,7 +52,7 @@ class OwnSchema(BaseModel):
     image: str = Field("", description="column of image files, relative to image_folder")
     second_image: str = Field("", description="column of a second image of the same row")
     image_folder: str = Field("", description="subfolder of the images; empty: this folder")
-    suffix: str = Field("", description="file suffix, where the column has none, such as .jpg")
+    suffix: str = Field("", description="file suffix, where the image columns have none, such as .jpg")
     numbers: list[str] = Field([], description=f"numeric columns of the vector modality {METADATA}")
     flags: list[str] = Field([], description=f"yes/no columns of {METADATA}")
     categories: list[str] = Field([], description=f"columns of words of {METADATA}")
@@ -82,17 +83,18 @@ def read_schema(folder: Path) -> OwnSchema:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is no readable YAML ({str(error).splitlines()[0]}); correct or delete it") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        near = difflib.get_close_matches(name, OwnSchema.model_fields, n=1)
-        hint = f'; did you mean "{near[0]}"?' if first["type"] == "extra_forbidden" and near else ""
-        raise DataError(f'{path}: "{name}": {first["msg"]}{hint}; correct it') from error
+        # A misspelt key is also a missing one, and its own message helps more.
+        first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
+        name = ".".join(str(part) for part in first["loc"]) or "the file"
+        absent = set(OwnSchema.model_fields) - set(values) if first["type"] == "extra_forbidden" else ()
+        near = difflib.get_close_matches(name, sorted(absent), n=1)
+        hint = f'; did you mean "{near[0]}"?' if near else ""
+        cure = "put it in quotes" if first["type"] == "string_type" else "correct it"
+        raise DataError(f'{path}: "{name}": {first["msg"]}{hint}; {cure}') from error
 
 
 def write_schema(folder: Path, schema: OwnSchema) -> Path:
     """Write `medkd.yaml`, each field under its explanation; returns its path."""
-    from medkd.files import write_atomically
-
     lines = ["# What the columns of the table mean, for medkd. Edit what is wrong."]
     for name, field in OwnSchema.model_fields.items():
         boxed = yaml.safe_dump([getattr(schema, name)], allow_unicode=True, default_flow_style=True, width=10**6)
@@ -100,42 +102,6 @@ def write_schema(folder: Path, schema: OwnSchema) -> Path:
     path = folder / SCHEMA_FILE
     write_atomically(path, lambda part: part.write_text("\n".join(lines) + "\n", encoding="utf-8"))
     return path
-
-
-def read_own_table(path: Path) -> pd.DataFrame:
-    """A researcher's CSV as text: comma, semicolon or tab, UTF-8 with or without byte order mark, any line ends.
-
-    Returns:
-        Every cell as stripped str, "" where empty; columns with stripped names.
-
-    Raises:
-        DataError: the file is missing, empty, not UTF-8, has rows of different lengths, or one column name twice.
-    """
-    if not path.is_file():
-        raise DataError(f"{path} is missing; name a CSV file of its folder as table in {SCHEMA_FILE}")
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f'{path} is not UTF-8 text ({error.reason}); save it as "CSV UTF-8" and try again') from error
-    if "\0" in text or not text.strip():
-        raise DataError(f'{path} is empty or no text; save it as "CSV UTF-8" and try again')
-    header = text.lstrip().splitlines()[0]
-    separator = max(",;\t", key=header.count)
-    try:
-        table = pd.read_csv(
-            io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, index_col=False, header=None
-        )
-    except ValueError as error:  # pandas' own CSV errors are ValueErrors
-        raise DataError(f"{path} cannot be read as a CSV table ({error}); correct it") from error
-    table = table.fillna("").apply(lambda column: column.str.strip())
-    names = table.iloc[0].tolist()
-    repeated = sorted({name for name in names if names.count(name) > 1 or not name})
-    if repeated:
-        raise DataError(f"{path} has no or several columns of the name {first_few(repeated)}; give each its own")
-    table = table.iloc[1:].reset_index(drop=True).set_axis(names, axis="columns")
-    if table.empty:
-        raise DataError(f"{path} has a header and no rows; add rows")
-    return table
 
 
 def infer(folder: Path) -> OwnSchema:
@@ -156,67 +122,110 @@ def infer(folder: Path) -> OwnSchema:
             left.remove(found)
         return found or ""
 
-    images = [name for name in left if _holds_files(table[name])][:2]
+    images, (image_folder, suffix) = image_columns(folder, table)
     for name in images:
         take(name)
     split = take(next((name for name in left if _is_split(table[name])), None))
-    patient = take(_named(left, PATIENT_NAMES))
-    label = take(_named(left, LABEL_NAMES, lambda name: 2 <= table[name].nunique() <= MAX_CLASSES) or _few(table, left))
+    patient = take(_named(left, PATIENT_NAMES, lambda name: _n_values(table[name]) > 2))
+    usual = _named(left, LABEL_NAMES, lambda name: 2 <= _n_values(table[name]) <= MAX_CLASSES)
+    label = take(usual or _few(table, left))
     if not label:
         raise DataError(
             f"no column of {path} looks like classes (2 to {MAX_CLASSES} different words); call one of them label"
         )
     months, event = (take(_named(left, (name,))) for name in ("survival_months", "event"))
     row_id = take(_named(left, ID_NAMES, lambda name: table[name].is_unique))
-    numbers = [name for name in left if _is_number(table[name]) and not _is_flag(table[name])]
+    left = [name for name in left if not _plain(name).endswith("_id") and _plain(name) not in ID_NAMES]
     flags = [name for name in left if _is_flag(table[name])]
-    words = [name for name in left if name not in (*numbers, *flags) and 2 <= table[name].nunique() <= MAX_WORDS]
-    counts = table[label][table[label] != ""].value_counts()
+    numbers = [name for name in left if name not in flags and _is_number(table[name])]
+    words = [name for name in left if name not in (*numbers, *flags) and 2 <= _n_values(table[name]) <= MAX_WORDS]
+    counts = Counter(name for name in table[label] if name)
+    classes = sorted(counts, key=lambda name: (-counts[name], name))
     paired = len(images) == 2 or bool(images and (numbers or flags or words))
-    rare = [] if paired or not images else _rare(counts)
     return OwnSchema(
         table=path.name,
         id=row_id,
         label=label,
-        classes=[str(name) for name in counts.index],
+        classes=classes,
         patient=patient,
         split=split,
         image=images[0] if images else "",
         second_image=images[1] if len(images) == 2 else "",
-        image_folder=_image_folder(folder, table[images[0]]) if images else "",
+        image_folder=image_folder,
+        suffix=suffix,
         numbers=numbers,
         flags=flags,
         categories=words,
         survival_months=months if event else "",
         event=event if months else "",
         chain="teacher-student" if paired else "rare" if images else "vector",
-        rare_classes=rare,
+        rare_classes=[] if paired or not images else _rare(classes, counts),
         title=folder.resolve().name or "own data",
     )
 
 
 def explain(schema: OwnSchema, folder: Path) -> str:
-    """The schema in words, one line a column of the table, for the terminal."""
+    """The schema in words, one line a column of the table, for the terminal.
+
+    Raises:
+        DataError: as `read_own_table` and `check_columns`.
+    """
     table = read_own_table(folder / schema.table)
+    check_columns(schema, table)
     roles: dict[str, str] = {}
-    for role in ("id", "label", "patient", "split", "image", "second_image", "survival_months", "event"):
+    for role in ("id", "patient", "split", "image", "second_image", "survival_months", "event"):
         if column := getattr(schema, role):
             roles[column] = role.replace("_", " ")
+    roles[schema.label] = "label" if _named([schema.label], LABEL_NAMES) else "label (a guess)"
     for role, columns in (("number", schema.numbers), ("yes/no", schema.flags), ("category", schema.categories)):
         roles |= dict.fromkeys(columns, f"{METADATA}: {role}")
     width = max(len(name) for name in table.columns)
     lines = [f"{folder / schema.table}: {len(table)} rows"]
     for name in table.columns:
-        values = table[name][table[name] != ""]
-        shown = first_few(sorted(values.unique()), 3)
+        shown = first_few(sorted(set(table[name]) - {""}), 3)
         lines.append(f"  {name:{width}}  {roles.get(name, 'not used'):18} {shown}")
-    counts = table[schema.label].value_counts()
-    classes = ", ".join(f"{name} ({counts.get(name, 0)})" for name in schema.classes)
-    lines.append(f"classes: {classes}")
-    lines.append(
-        f"chain: {schema.chain}" + (f", rare: {', '.join(schema.rare_classes)}" if schema.rare_classes else "")
-    )
+    counts = Counter(table[schema.label])
+    lines.append("classes: " + ", ".join(f"{name} ({counts[name]})" for name in schema.classes))
+    rare = f", rare: {', '.join(schema.rare_classes)}" if schema.rare_classes else ""
+    rule = f" (proposed are those below {RARE_SHARE:.0%} of the rows, or else the smaller half)" if rare else ""
+    lines.append(f"chain: {schema.chain}{rare}{rule}")
+    if schema.numbers or schema.flags or schema.categories:
+        lines.append(f"{METADATA}: take out what is only known after the label, because it gives the label away")
+    if set(table.columns) - set(roles):
+        lines.append(f"not used: ids, free text (more than {MAX_WORDS} different words), and what is always the same")
+    if problem := problem_of(schema):
+        lines.append(f"problem: {problem}")
     return "\n".join(lines)
+
+
+def check_columns(schema: OwnSchema, rows: pd.DataFrame) -> None:
+    """Refuse a schema that names columns which the table lacks. Raises: DataError."""
+    single = (schema.id, schema.label, schema.patient, schema.split, schema.image, schema.second_image)
+    named = [*single, schema.survival_months, schema.event, *schema.numbers, *schema.flags, *schema.categories]
+    absent = [name for name in named if name and name not in rows]
+    if absent:
+        raise DataError(
+            f"{SCHEMA_FILE} names the column(s) {first_few(absent)}, and {schema.table} has "
+            f"{first_few(list(rows), 12)}; correct either of them"
+        )
+
+
+def problem_of(schema: OwnSchema) -> str:
+    """Why the schema cannot serve its chain, "" if it can."""
+    vector = [*schema.numbers, *schema.flags, *schema.categories]
+    others = {schema.label, schema.split, schema.patient, schema.survival_months, schema.event}
+    if twice := sorted({name for name in vector if name in others or vector.count(name) > 1}):
+        return f"the columns {first_few(twice)} are in {METADATA} twice, or have another meaning beside it"
+    if unknown := sorted(set(schema.rare_classes) - set(schema.classes)):
+        return f"it has rare_classes that are no classes: {first_few(unknown)}"
+    n_rare = len(schema.rare_classes)
+    if schema.chain == "teacher-student" and not (schema.image and (schema.second_image or vector)):
+        return "chain teacher-student needs an image, and a second_image or columns"
+    if schema.chain == "vector" and not vector:
+        return "chain vector needs numbers, flags or categories"
+    if schema.chain == "rare" and not (schema.image and 1 < n_rare < len(schema.classes)):
+        return "chain rare needs an image, two or more rare_classes, and common ones"
+    return ""
 
 
 def _table_file(folder: Path) -> Path:
@@ -234,29 +243,19 @@ def _table_file(folder: Path) -> Path:
 
 def _named(columns: list[str], names: tuple[str, ...], fits: Callable[[str], bool] = lambda name: True) -> str | None:
     """The column that has one of the names (case and spaces do not count), names in their order."""
-    plain = {re.sub(r"[\s-]+", "_", name.strip().lower()): name for name in columns}
+    plain = {_plain(name): name for name in columns}
     return next((plain[name] for name in names if name in plain and fits(plain[name])), None)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s-]+", "_", name.lower())
 
 
 def _few(table: pd.DataFrame, columns: list[str]) -> str | None:
     """The column of words with the fewest different values, 2 at least."""
-    counts = {name: table[name].nunique() for name in columns if not _is_number(table[name])}
+    counts = {name: _n_values(table[name]) for name in columns if not _is_number(table[name])}
     fitting = {name: count for name, count in counts.items() if 2 <= count <= min(MAX_CLASSES, len(table) // 2)}
     return min(fitting, key=fitting.get) if fitting else None
-
-
-def _holds_files(column: pd.Series) -> bool:
-    values = column[column != ""]
-    return len(values) > 0 and all(PurePosixPath(value).suffix.lower() in IMAGE_SUFFIXES for value in values)
-
-
-def _image_folder(folder: Path, column: pd.Series) -> str:
-    """The subfolder that the first image file is in, "" where it is beside the table or nowhere."""
-    first = next(value for value in column if value)
-    if (folder / first).is_file():
-        return ""
-    holding = (path for path in sorted(folder.iterdir()) if path.is_dir() and (path / first).is_file())
-    return next((path.name for path in holding), "")
 
 
 def _is_split(column: pd.Series) -> bool:
@@ -264,21 +263,22 @@ def _is_split(column: pd.Series) -> bool:
     return "train" in words and len(words) > 1 and words <= set(PARTS)
 
 
-def _known(column: pd.Series) -> pd.Series:
-    return column[~column.str.lower().isin(UNKNOWN_WORDS)]
+def _n_values(column: pd.Series) -> int:
+    return len(set(column) - {""})
 
 
 def _is_number(column: pd.Series) -> bool:
-    values = _known(column)
+    values = known_values(column)
     return len(values) > 0 and pd.to_numeric(values, errors="coerce").notna().all()
 
 
 def _is_flag(column: pd.Series) -> bool:
-    words = set(_known(column).str.lower())
+    words = set(known_values(column).str.lower())
     return len(words) == 2 and words <= TRUE_WORDS | FALSE_WORDS and bool(words & TRUE_WORDS and words & FALSE_WORDS)
 
 
-def _rare(counts: pd.Series) -> list[str]:
-    """The classes to propose as rare: the small ones, or the smaller half where none is; at least two stay common."""
-    small = [str(name) for name, count in counts.items() if count < RARE_SHARE * counts.sum()]
-    return (small if len(small) > 1 else [str(name) for name in counts.index[-(len(counts) // 2) :]])[: len(counts) - 2]
+def _rare(classes: list[str], counts: Mapping[str, int]) -> list[str]:
+    """The smallest classes to propose as rare: those below `RARE_SHARE`, or the smaller half; two stay common."""
+    small = sum(counts[name] < RARE_SHARE * sum(counts.values()) for name in classes)
+    n_rare = min(small if small > 1 else len(classes) // 2, len(classes) - 2)
+    return classes[-n_rare:] if n_rare > 1 else []

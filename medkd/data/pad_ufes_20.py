@@ -34,7 +34,11 @@ FLAGS = (
     "itch", "grew", "hurt", "changed", "bleed", "elevation",
 )  # fmt: skip
 CATEGORIES = ("gender", "region", "background_father", "background_mother")
-"""Columns of the metadata vector. `biopsed` stays out: every cancer was biopsied, so it gives the label away."""
+"""Columns of the metadata vector. `biopsed` stays out: every cancer was biopsied, so it gives the label away.
+
+So do the gaps, in part: gender, history, background, skin type and diameters are empty together, in most lesions that
+were not biopsied and in no other. A teacher that sees them may use that; age, region and symptoms have no such gaps.
+"""
 EXTRA_COLUMNS = ("lesion_id", "age", "gender", "region", "fitspatrick")
 
 
@@ -50,8 +54,8 @@ def read(root: str | Path, *, cache_dir: Path | None = None) -> Cohort:
         The cohort sorted by image; main modality "clinical", second the vector "metadata"; `roi` is the lesion.
 
     Raises:
-        DataError: if a file or column is missing, a diagnosis is unknown, a value is none of its kind, or a row has no
-            image.
+        DataError: if a file or column is missing, a diagnosis is unknown, a value is none of its kind, a row has no
+            image or an image no row.
     """
     root = existing_folder(root, TITLE)
     root = root / RELEASE if (root / RELEASE / TABLE).is_file() else root
@@ -89,7 +93,11 @@ def _paths(root: Path, files: pd.Series) -> list[str]:
         raise DataError(
             f"{root} holds no images; put imgs_part_1.zip, imgs_part_2.zip and imgs_part_3.zip there, or their content"
         )
-    absent = sorted(set(files) - set(there))
+    absent, extra = sorted(set(files) - set(there)), sorted(set(there) - set(files))
     if absent:
         raise DataError(f"{TABLE} names images that are not in {root}: {first_few(absent)}; get all three parts")
+    if extra:
+        raise DataError(
+            f"{root} holds images without a row in {TABLE}: {first_few(extra)}; use the publisher's full table"
+        )
     return [there[name] for name in files]

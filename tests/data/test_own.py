@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,8 @@ from typer.testing import CliRunner
 from medkd.cli import app
 from medkd.data import own
 from medkd.data.folds import split_rows
-from medkd.data.own_schema import SCHEMA_FILE, explain, infer, read_own_table, read_schema, write_schema
+from medkd.data.own_schema import SCHEMA_FILE, explain, infer, read_schema, write_schema
+from medkd.data.own_table import read_own_table
 from medkd.data.registry import chain_of, load_cohort
 from medkd.errors import DataError
 from medkd.training.inputs import VectorModality
@@ -104,7 +106,18 @@ def test_mistakes_in_the_schema_are_told_with_file_and_key(pairs):
         (lambda text: text.replace("chain: teacher-student", "chain: student"), '"chain": .*teacher-student'),
         (lambda text: text + "\n: [", "is no readable YAML"),
         (lambda text: text.replace("label: diagnosis", "label: dignosis"), r"names the column\(s\) dignosis"),
-        (lambda text: text.replace("[benign, malign]", "[benign, other]"), 'has the diagnosis "malign" in row 2'),
+        (
+            lambda text: text.replace("[benign, malign]", "[benign, other]"),
+            'has the diagnosis "malign", which is none of benign, other, for Läsion 0 a',
+        ),
+        (lambda text: text.replace("label: diagnosis", "lable: diagnosis"), '"lable": .*did you mean "label"'),
+        (lambda text: text.replace("[benign, malign]", "[no, yes]"), r'"classes\.0": .*; put it in quotes'),
+        (lambda text: "# nothing", '"the file": '),
+        (
+            lambda text: text.replace("categories: [site]", "categories: [diagnosis]"),
+            "columns diagnosis are in metadata",
+        ),
+        (lambda text: text.replace("categories: [site]", "categories: [age]"), "columns age are in metadata twice"),
     ):
         assert change(good) != good
         path.write_text(change(good), encoding="utf-8")
@@ -176,7 +189,8 @@ def test_tables_that_are_none_are_named(tmp_path):
     for content, message in (
         ("", "is empty or no text"),
         ("a,b\n", "a header and no rows"),
-        ("a,a\n1,2\n", "no or several columns of the name a"),
+        ("a,a\n1,2\n", "several columns of the name a"),
+        ("a,,b\n1,2,3\n", "no name for column 2; name it, or remove it"),
         ("a,b\n1,2\n1,2,3\n", "cannot be read as a CSV table"),
         ("a,b\n1,1.5\n2,2.5\n", "no column of .* looks like classes"),
     ):
@@ -213,10 +227,10 @@ def test_files_outside_the_folder_missing_files_and_repeated_ids_are_refused(pai
         own.read(pairs)
 
 
-def test_rows_without_a_label_are_told_with_their_line(pairs):
+def test_rows_without_a_label_are_told_by_name(pairs):
     rewrite(pairs, lambda table: table.assign(diagnosis=[*table["diagnosis"][:5], "", *table["diagnosis"][6:]]))
     confirm(pairs)
-    with pytest.raises(DataError, match=r'has the diagnosis "" in row 7 \(1 such rows\)'):
+    with pytest.raises(DataError, match="has no diagnosis for Läsion 5 a; fill or remove"):
         own.read(pairs)
 
 
@@ -252,3 +266,89 @@ def test_prepare_shows_asks_and_writes(pairs, project):
     agreed = runner.invoke(app, ["data", "prepare", "own", "--root", str(pairs), "--size", "8"], input="y\n")
     assert agreed.exit_code == 0 and "second_image at 8 px: 24 images" in agreed.output
     assert read_schema(pairs).confirmed
+
+
+def test_the_published_rare_classes_of_isic_2018_would_be_proposed(tmp_path):
+    counts = {"MEL": 111, "NV": 670, "BCC": 51, "AKIEC": 33, "BKL": 110, "DF": 12, "VASC": 14}
+    rows = [name for name, count in counts.items() for _ in range(count)]
+    pd.DataFrame({"image": [f"{row}.jpg" for row in range(len(rows))], "dx": rows}).to_csv(
+        tmp_path / "isic.csv", index=False
+    )
+    assert infer(tmp_path).rare_classes == ["AKIEC", "VASC", "DF"]
+
+
+def test_too_few_classes_for_the_rare_chain_are_told_before_confirming(pairs):
+    rewrite(pairs, lambda table: table[["dermoscopy", "diagnosis"]])
+    schema = infer(pairs)
+    assert "problem: chain rare needs an image, two or more rare_classes" in explain(schema, pairs)
+    confirm(pairs)
+    with pytest.raises(DataError, match=r"medkd\.yaml: chain rare needs an image"):
+        own.read(pairs)
+
+
+def test_a_chain_without_images_ignores_the_image_columns(pairs):
+    confirm(pairs, chain="vector")
+    cohort = own.read(pairs)
+    assert (cohort.main, cohort.second) == ("", "metadata")
+
+
+def test_images_named_without_suffix_in_a_zip_archive_are_found(pairs, tmp_path):
+    rewrite(pairs, lambda table: table.assign(dermoscopy=table["dermoscopy"].str[len("bilder/") : -len(".jpg")]))
+    rewrite(pairs, lambda table: table.drop(columns="photo"))
+    plain = infer(pairs)
+    shutil.make_archive(str(pairs / "bilder"), "zip", pairs / "bilder")
+    shutil.rmtree(pairs / "bilder")
+    assert infer(pairs) == plain
+    assert (plain.image, plain.image_folder, plain.suffix) == ("dermoscopy", "bilder", ".jpg")
+    confirm(pairs)
+    cohort = own.read(pairs, cache_dir=tmp_path / "cache")
+    assert cohort.table["id"].iloc[3] == "Läsion 3 a"
+    np.testing.assert_allclose(cohort.images["image"].load(8).mean(axis=(1, 2, 3)), 5 * np.arange(N), atol=1.5)
+
+
+def test_numbers_that_happen_to_be_file_names_are_no_images(pairs):
+    """12 different ages, each the name of a file, in 24 rows."""
+    for row in range(N):
+        write_jpeg(pairs / f"{row}.jpg", 0)
+    rewrite(pairs, lambda table: table.assign(age=[str(row // 2) for row in range(N)]).drop(columns=["photo"]))
+    assert (infer(pairs).image, infer(pairs).numbers) == ("dermoscopy", ["age"])
+    rewrite(pairs, lambda table: table.drop(columns=["dermoscopy"]))
+    assert (infer(pairs).image, infer(pairs).numbers) == ("", ["age"])
+
+
+def test_what_a_spreadsheet_leaves_behind_is_no_row_column_or_class(tmp_path):
+    text = '"Alter, Jahre";befund;;\r\n"1,5";a;;\r\n2;a;;\r\n;b;;\r\n"-0,25";;;\r\n;;;\r\n'
+    (tmp_path / "table.csv").write_text(text, newline="")
+    table = read_own_table(tmp_path / "table.csv")
+    assert table.columns.tolist() == ["Alter, Jahre", "befund"]
+    assert table.to_numpy().tolist() == [["1.5", "a"], ["2", "a"], ["", "b"], ["-0.25", ""]]
+    schema = infer(tmp_path)
+    assert (schema.numbers, schema.label, schema.classes) == (["Alter, Jahre"], "befund", ["a", "b"])
+    assert "label (a guess)" in explain(schema, tmp_path)
+
+
+def test_a_column_of_two_groups_is_no_patient_and_one_of_a_single_class_no_label(tmp_path):
+    rows = {
+        "Unnamed: 0": range(8),
+        "group": ["case", "control"] * 4,
+        "label": ["a", ""] * 4,
+        "n": [row + 0.5 for row in range(8)],
+    }
+    pd.DataFrame(rows).to_csv(tmp_path / "table.csv", index=False)
+    schema = infer(tmp_path)
+    assert (schema.patient, schema.label, schema.classes) == ("", "group", ["case", "control"])
+    assert (schema.id, schema.numbers) == ("Unnamed: 0", ["n"])
+
+
+def test_ids_are_no_input_and_inputs_come_with_a_warning(pairs):
+    rewrite(pairs, lambda table: table.assign(**{"Lesion ID": [str(row // 2) for row in range(N)]}))
+    schema = infer(pairs)
+    assert (schema.patient, schema.numbers) == ("patient", ["age"])
+    told = explain(schema, pairs)
+    assert "Lesion ID   not used" in told and "it gives the label away" in told
+
+
+def test_an_explanation_names_columns_that_the_table_lacks(pairs):
+    schema = infer(pairs).model_copy(update={"label": "dignosis"})
+    with pytest.raises(DataError, match=r"names the column\(s\) dignosis"):
+        explain(schema, pairs)

@@ -9,9 +9,11 @@ import pandas as pd
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from medkd.data import own
 from medkd.data.cohort import Cohort
 from medkd.data.folds import check_disjoint, split_rows
-from medkd.data.own_schema import infer, read_own_table, read_schema, write_schema
+from medkd.data.own_schema import infer, read_schema, write_schema
+from medkd.data.own_table import read_own_table
 from medkd.errors import DataError, ParameterError
 
 some = settings(
@@ -61,6 +63,21 @@ def test_inference_accounts_for_every_column_once_and_survives_its_file(tmp_path
     assert sorted(schema.classes) == sorted(set(table[schema.label]) - {""})
     write_schema(tmp_path, schema)
     assert read_schema(tmp_path) == schema
+
+
+@some
+@given(tables(), st.permutations(range(12)))
+def test_a_cohort_has_every_row_of_its_table_in_its_order(tmp_path, table, order):
+    """One more column tells the rows apart; nothing of the others may move or drop one."""
+    table["number of row"] = [str(number + 0.5) for number in order if number < len(table)]
+    (tmp_path / "table.csv").write_bytes(written(table, ",", csv.QUOTE_ALL, "\n", False))
+    schema = infer(tmp_path).model_copy(update={"confirmed": True, "chain": "vector", "patient": "", "id": ""})
+    write_schema(tmp_path, schema)
+    cohort = own.read(tmp_path)
+    assert cohort.table["class"].tolist() == table[schema.label].tolist()
+    vector = cohort.vectors["metadata"]
+    numbers = vector.values[:, vector.names.index("number of row")]
+    assert numbers.tolist() == table["number of row"].astype(float).tolist()
 
 
 @st.composite

@@ -57,7 +57,30 @@ def test_parts_may_be_archives_and_kaggles_double_folders(folder, tmp_path):
     np.testing.assert_array_equal(packed, plain)
 
 
+def test_byte_order_mark_and_line_ends_change_nothing(folder):
+    plain = pad_ufes_20.read(folder).fingerprint
+    text = (folder / "metadata.csv").read_text()
+    (folder / "metadata.csv").write_text(text, encoding="utf-8-sig", newline="\r\n")
+    assert pad_ufes_20.read(folder).fingerprint == plain
+
+
+def test_the_folder_of_the_release_may_be_above(folder, tmp_path):
+    (tmp_path / "above").mkdir()
+    folder.rename(tmp_path / "above" / pad_ufes_20.RELEASE)
+    assert len(pad_ufes_20.read(tmp_path / "above")) == len(ROWS)
+
+
 def test_faults_are_named(folder):
+    write_table(folder, img_id="PAT_10.png")
+    with pytest.raises(DataError, match=r"metadata\.csv has several rows for img_id PAT_10\.png"):
+        pad_ufes_20.read(folder)
+    table = pd.read_csv(folder / "metadata.csv").drop(columns=["itch"])
+    table.to_csv(folder / "metadata.csv", index=False)
+    with pytest.raises(DataError, match=r"metadata\.csv lacks the column\(s\) itch"):
+        pad_ufes_20.read(folder)
+    (folder / "metadata.csv").unlink()
+    with pytest.raises(DataError, match=r"metadata\.csv is missing"):
+        pad_ufes_20.read(folder)
     write_table(folder, smoke="sometimes")
     with pytest.raises(DataError, match="metadata.csv has the smoke sometimes, which is neither true nor false"):
         pad_ufes_20.read(folder)
@@ -65,6 +88,10 @@ def test_faults_are_named(folder):
     with pytest.raises(DataError, match='has the diagnostic "WART"'):
         pad_ufes_20.read(folder)
     write_table(folder)
+    write_jpeg(folder / "images" / "imgs_part_1" / "PAT_50.png", 50)
+    with pytest.raises(DataError, match=r"holds images without a row in metadata\.csv: PAT_50\.png"):
+        pad_ufes_20.read(folder)
+    (folder / "images" / "imgs_part_1" / "PAT_50.png").unlink()
     (folder / "images" / "imgs_part_2" / "PAT_10.png").unlink()
     with pytest.raises(DataError, match=r"names images that are not in .*: PAT_10\.png; get all three parts"):
         pad_ufes_20.read(folder)
@@ -91,6 +118,8 @@ def test_the_real_table_is_encoded_with_its_gaps_left_open(real_folder, tmp_path
     assert (smoke == 1).sum() == (rows["smoke"] == "True").sum()
     bleed = vector.values[:, vector.names.index("bleed")]
     assert np.isnan(bleed).sum() == rows["bleed"].isin(["", "UNK"]).sum()
+    assert not rows.loc[rows["gender"] == "", "biopsed"].eq("True").any()  # why the reader warns of gaps
+    assert all((rows["gender"] == "").equals(rows[name] == "") for name in ("diameter_1", "smoke", "fitspatrick"))
     assert {"gender=FEMALE", "region=FACE", "background_father=POMERANIA"} <= set(vector.names)
     assert not np.isnan(vector.values[:, vector.names.index("gender=FEMALE")]).any()
 
