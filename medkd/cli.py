@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from medkd.cli_batch import batch
+from medkd.cli_batch import batch, train
 from medkd.cli_data import Root, data_app, fail
 from medkd.cli_runs import runs_app
 
@@ -23,6 +23,7 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(runs_app, name="runs")
 app.command()(batch)
+app.command()(train)
 
 
 @app.command()

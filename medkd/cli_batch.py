@@ -10,6 +10,25 @@ import typer
 from medkd.cli_data import fail
 
 
+def train(
+    stage: Annotated[str, typer.Argument(help="teacher, distillation, moco, pseudo_labels or self_distillation.")],
+    config: Annotated[str, typer.Option(help="JSON file: the notebook's parameters that differ from its defaults.")],
+    devices: Annotated[int, typer.Option(min=1, help="Processes on this machine, one a GPU where there are GPUs.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines; the run store must lie on a disk they share.")] = 1,
+    node: Annotated[int, typer.Option(min=0, help="Number of this machine, from 0.")] = 0,
+    address: Annotated[str, typer.Option(help="HOST:PORT of machine 0, for more than one machine.")] = "",
+) -> None:
+    """Train a stage without its notebook, in several processes if asked for; the notebooks load what it makes."""
+    import os
+
+    from medkd.training.worker import command
+
+    if nodes > 1 and not address:
+        fail(f"--nodes {nodes} needs --address HOST:PORT, where machine 0 can be reached", 2)
+    line = command(stage, os.path.abspath(config), devices, nodes, address, node)
+    os.execv(line[0], line)
+
+
 def batch(
     study: Annotated[str, typer.Argument(help="Study file (YAML): name, cohorts, parameters, grid, cells.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run and what is there already.")] = False,

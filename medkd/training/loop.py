@@ -170,6 +170,7 @@ class _Training:
         self.learned = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self.n_steps = len(rows) // batch_size
         self.started = self.saved = time.monotonic()
+        self.stopping = False
         self.teller = Teller()
 
     def run_epoch(self) -> dict[str, float]:
@@ -221,16 +222,16 @@ class _Training:
         position.epoch, position.step, position.sums, position.seconds = position.epoch + 1, 0, {}, 0.0
         position.order = position.order[:0]
         self._tell()
-        due = self._due()
-        if due and (self.stop.any or position.epoch < self.epochs):
+        if self._due() and (self.stopping or position.epoch < self.epochs):
             self._save()
 
     def _due(self) -> bool:
         """Whether to write a checkpoint; several processes ask each other every `AGREE` steps."""
         if parallel.world_size() > 1 and self.position.step % AGREE:
             return False
-        due = self.stop.any or time.monotonic() - self.saved > self.checkpoint_seconds
-        return parallel.any_of(due, self.step.device)
+        self.stopping = parallel.any_of(self.stop.any, self.step.device)
+        overdue = time.monotonic() - self.saved > self.checkpoint_seconds
+        return self.stopping or parallel.any_of(overdue, self.step.device)
 
     def _save(self) -> None:
         parallel.share_state(self.step.modules)
@@ -239,7 +240,7 @@ class _Training:
             write_checkpoint(self.folder, self.step, self.optimizer, self.generator, self.position)
         parallel.barrier()
         self.saved = time.monotonic()
-        if self.stop.any:
+        if self.stopping:
             self.stop.obey(f"{self.title}, epoch {self.position.epoch + 1}, step {self.position.step}")
 
     def _tell(self) -> None:

@@ -1,0 +1,194 @@
+"""Two processes on one training: gloo on processors, started as torchrun starts them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from typer.testing import CliRunner
+
+from medkd import parallel
+from medkd.cli import app
+from medkd.losses.memory import ContrastiveDistillation, ContrastSampler
+from medkd.models.momentum import MoCo
+from medkd.training.loop import fit, linear_decay
+from medkd.training.stop import Stopped, request_stop
+
+N, BATCH, EPOCHS = 40, 8, 3
+
+
+class WholeStep:
+    """MoCo and a memory bank on fixed inputs without batch norm: what a process sees is all that can differ."""
+
+    def __init__(self, folder, stop_at=0):
+        torch.manual_seed(0)
+        self.x = torch.randn(N, 6)
+        encoder = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 4))
+        self.moco = MoCo(encoder, queue_size=20, dim=4, momentum=0.9)
+        self.bank = ContrastiveDistillation(N, 4, 4, embed_dim=4, generator=torch.Generator().manual_seed(0))
+        self.modules = nn.ModuleDict({"moco": self.moco, "bank": self.bank})
+        self.sampler = ContrastSampler(torch.arange(N) % 2, n_positives=3, n_negatives=5)
+        self.device, self.folder, self.stop_at, self.n = torch.device("cpu"), folder, stop_at, 0
+        self.seen = []
+
+    def start(self, generator):
+        pass
+
+    def loss(self, rows, progress):
+        self.seen += rows.tolist()
+        x = self.x[rows]
+        output = self.moco(x, x * 1.1)
+        drawn = torch.stack([self.sampler(row[None], torch.Generator().manual_seed(int(row)))[0] for row in rows])
+        contrast = self.bank(output["features"], F.normalize(x[:, :4], dim=1), rows, drawn, n_positives=3)
+        return output["loss"] + contrast, {"contrast": contrast}
+
+    def after_step(self):
+        self.n += 1
+        if self.n == self.stop_at and parallel.is_main():
+            request_stop()
+
+    def validate(self):
+        return {"norm": float(self.moco.query_encoder[0].weight.norm())}
+
+
+def train(folder, **options):
+    step = WholeStep(folder, **options)
+    optimizer = torch.optim.SGD(step.modules.parameters(), lr=0.05, momentum=0.9)
+    history = fit(
+        step, torch.arange(N), optimizer, epochs=EPOCHS, batch_size=BATCH, schedule=linear_decay, seed=1, folder=folder,
+        title="whole",
+    )  # fmt: skip
+    return step, history
+
+
+def worker(folder, stop_at):
+    """Runs in each process: trains, and writes what it has seen and holds."""
+    parallel.join()
+    try:
+        step, history = train(Path(folder), stop_at=int(stop_at))
+        state = {name: tensor.flatten().tolist() for name, tensor in step.modules.state_dict().items()
+                 if isinstance(tensor, torch.Tensor) and "extra" not in name}  # fmt: skip
+        found = {"seen": step.seen, "loss": history["loss"].tolist(), "state": state}
+        Path(folder, f"rank{parallel.rank()}.json").write_text(json.dumps(found))
+    except Stopped as error:
+        print(error)
+    finally:
+        parallel.leave()
+
+
+def two_processes(folder, stop_at=0):
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
+    done = subprocess.run(
+        [*command, str(folder), str(stop_at)], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True,
+        text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("rank*.json"))]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("alone"))
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    return two_processes(tmp_path_factory.mktemp("both"))
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_loss_curve_of_one(alone, both):
+    _, history = alone
+    assert both[0]["loss"] == both[1]["loss"] == pytest.approx(history["loss"].tolist(), rel=2e-3)
+
+
+@pytest.mark.slow
+def test_weights_queue_and_banks_are_the_same_in_both_and_near_those_of_one(alone, both):
+    step, _ = alone
+    for name, tensor in step.modules.state_dict().items():
+        if name in both[0]["state"]:
+            assert both[0]["state"][name] == both[1]["state"][name], name
+            assert both[0]["state"][name] == pytest.approx(tensor.flatten().tolist(), abs=0.02), name
+    assert {"moco.queue.keys", "moco.queue.pointer", "bank.bank_student"} <= set(both[0]["state"])
+
+
+@pytest.mark.slow
+def test_each_row_is_seen_once_an_epoch_by_one_process(alone, both):
+    step, _ = alone
+    each = N // 2
+    for epoch in range(EPOCHS):
+        seen = [rank["seen"][epoch * each : (epoch + 1) * each] for rank in both]
+        assert sorted(seen[0] + seen[1]) == list(range(N))
+    assert sorted(both[0]["seen"] + both[1]["seen"]) == sorted(step.seen)
+
+
+@pytest.mark.slow
+def test_what_two_processes_began_one_goes_on_with(tmp_path, alone):
+    """Stopped after a third of an epoch's steps or more, at the next moment at which they agree."""
+    assert two_processes(tmp_path / "run", stop_at=4) == []
+    step, history = train(tmp_path / "run")
+    _, expected = alone
+    assert 0 < len(step.seen) < N * EPOCHS, "nothing was kept, or nothing was left to do"
+    assert history["loss"].tolist() == pytest.approx(expected["loss"].tolist(), rel=2e-3)
+
+
+def test_a_single_process_shares_nothing():
+    values, model = torch.arange(3.0), nn.Linear(2, 2)
+    assert parallel.gathered(values) is values and parallel.own_part(values) is values
+    assert parallel.mean_of(values) is values and parallel.told_by_main(5) == 5
+    assert parallel.any_of(True, torch.device("cpu")) is True
+    before = model.weight.clone()
+    parallel.share_state(model)
+    assert torch.equal(before, model.weight) and parallel.is_main()
+
+
+@pytest.mark.slow
+def test_the_command_trains_a_stage_in_two_processes_into_the_folder_that_notebooks_load(project):
+    config = project / "config.json"
+    settings = {"dataset": "phantom-rare-skin", "image_size": 16, "width": 0.125, "epochs": 1, "batch_size": 128}
+    config.write_text(json.dumps(settings | {"queue_size": 128, "device": "cpu"}))
+    command = [sys.executable, "-m", "medkd", "train", "moco", "--config", str(config)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MEDKD_HOME": str(project)}
+    done = subprocess.run([*command, "--devices", "2"], env=environment, capture_output=True, text=True, timeout=240,
+                          cwd=project, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("04_moco_url/") == 1 and "made" in done.stdout
+    from medkd.stages import MocoParams, pretrain
+
+    run = pretrain(MocoParams(**json.loads(config.read_text())))
+    assert not run.made, "the notebook would train again"
+    assert run.key in done.stdout
+
+
+@pytest.mark.parametrize(
+    "stage, content, message",
+    [
+        ("moko", "{}", 'there is no stage "moko" to train; did you mean "moco"'),
+        ("moco", "{", "is no readable JSON"),
+        ("moco", "[]", "must hold a JSON object"),
+        ("moco", '{"epoch": 3}', 'did you mean "epochs"'),
+    ],
+)
+def test_mistakes_end_with_status_2(tmp_path, stage, content, message):
+    path = tmp_path / "config.json"
+    path.write_text(content)
+    from medkd.errors import MedkdError
+    from medkd.stages.train import run_stage
+
+    with pytest.raises(MedkdError, match=message):
+        list(run_stage(stage, path))
+
+
+def test_more_machines_need_an_address(tmp_path):
+    failed = CliRunner().invoke(app, ["train", "moco", "--config", str(tmp_path / "x.json"), "--nodes", "2"])
+    assert failed.exit_code == 2 and "--address" in failed.stderr
+
+
+if __name__ == "__main__":
+    worker(*sys.argv[1:])
