@@ -28,6 +28,7 @@ app.command()(train)
 
 @app.command()
 def report(
+    study: Annotated[str, typer.Argument(help="A study that `medkd batch` ran: compare its cells, run nothing.")] = "",
     dataset: Annotated[
         str, typer.Option(help="Cohort by name (see `medkd data list`); without it the three simulated ones.")
     ] = "",
@@ -55,6 +56,13 @@ def report(
     from medkd.report.notebooks import NotebookFailure
 
     try:
+        if study:
+            from medkd.report.study import build_study_report
+
+            if dataset or p:
+                fail("a study's report takes no --dataset and no -p: its file says what was run", 2)
+            print(os.path.relpath(build_study_report(study)))
+            return
         from medkd.report.plan import default_cohorts
         from medkd.report.run import run_report
 

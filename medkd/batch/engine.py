@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
-import shutil
-import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import yaml
 
+from medkd.batch.node import TOPIC, n_gpus, run_node
 from medkd.batch.progress import Board
 from medkd.batch.study import Cell, Node, Study, expand, nodes_of
 from medkd.errors import DataError, MedkdError
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
 
 MEMORY_EACH = 4 * 2**30
 """Bytes that a notebook should have; a machine with little memory runs fewer at once."""
-TOPIC = "medkd"
 DEATHS = 3  # of workers under one notebook, after which it counts as the cause
 
 
@@ -131,33 +128,6 @@ def _work(study: Study, node: Node, cell_timeout: int | None) -> dict[str, Any]:
     }
 
 
-def run_node(work: Mapping[str, Any], *needed: Mapping[str, Any]) -> dict[str, Any]:
-    """Run one notebook on a Dask worker, once all that it needs are finished; returns state, error and seconds."""
-    from distributed import get_worker
-
-    if failed := [result for result in needed if result["state"] != "finished"]:
-        return {"state": "skipped", "error": f"a notebook before it failed: {failed[0]['error']}", "seconds": 0.0}
-    worker = get_worker()
-    worker.log_event(TOPIC, {"node": work["node"]})
-    memory = 0 if _n_gpus() else int(worker.memory_manager.memory_limit or 0)  # drivers of GPUs map more than they use
-    environment = os.environ | {"MEDKD_HOME": work["home"], "MEDKD_COMMAND": work["command"]}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "medkd.batch.node"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        cwd=work["home"],
-    )
-    output, errors = process.communicate(json.dumps({**work, "memory": memory}))
-    lines = output.strip().splitlines()
-    if process.returncode or not lines:
-        reason = errors.strip().splitlines()[-1] if errors.strip() else f"its process ended with {process.returncode}"
-        return {"state": "failed", "error": f"{work['notebook']}: {reason}", "seconds": 0.0}
-    return json.loads(lines[-1])
-
-
 @contextmanager
 def _client(scheduler: str, jobqueue: str, workers: int, n_nodes: int) -> Iterator[Client]:
     """A client of the cluster that was asked for; one that is started here ends with the block."""
@@ -183,14 +153,14 @@ def _local_cluster(workers: int, n_nodes: int) -> Any:
     import dask
     from distributed import LocalCluster
 
-    cores, memory, n_gpus = os.cpu_count() or 1, psutil.virtual_memory().total, _n_gpus()
-    fitting = n_gpus or max(1, min(cores, memory // MEMORY_EACH))
+    cores, memory, n_found = os.cpu_count() or 1, psutil.virtual_memory().total, n_gpus()
+    fitting = n_found or max(1, min(cores, memory // MEMORY_EACH))
     n_workers = min(workers or fitting, n_nodes)
     threads = max(1, cores // n_workers)
     settings = {"distributed.scheduler.allowed-failures": DEATHS, "distributed.worker.daemon": False}
     with dask.config.set(settings):
         cluster = LocalCluster(
-            n_workers=0 if n_gpus else n_workers,
+            n_workers=0 if n_found else n_workers,
             threads_per_worker=1,
             processes=True,
             memory_limit=memory // n_workers,
@@ -198,12 +168,12 @@ def _local_cluster(workers: int, n_nodes: int) -> Any:
             dashboard_address=None,
             env={"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)},
         )
-    if n_gpus:
-        _one_gpu_each(cluster, n_workers, n_gpus)
+    if n_found:
+        _one_gpu_each(cluster, n_workers, n_found)
     return cluster
 
 
-def _one_gpu_each(cluster: Any, n_workers: int, n_gpus: int) -> None:
+def _one_gpu_each(cluster: Any, n_workers: int, n_found: int) -> None:
     """Workers that see one GPU each."""
     import copy
 
@@ -211,7 +181,7 @@ def _one_gpu_each(cluster: Any, n_workers: int, n_gpus: int) -> None:
     (spec,) = template.values()
     for number in range(n_workers):
         own = copy.deepcopy(spec)
-        own["options"]["env"] = own["options"].get("env", {}) | {"CUDA_VISIBLE_DEVICES": str(number % n_gpus)}
+        own["options"]["env"] = own["options"].get("env", {}) | {"CUDA_VISIBLE_DEVICES": str(number % n_found)}
         cluster.worker_spec[f"gpu-{number}"] = own
     cluster.sync(cluster._correct_state)
 
@@ -235,14 +205,6 @@ def _jobqueue_cluster(path: Path) -> Any:
             f"{path} must name cluster (such as SLURMCluster), jobs and arguments of dask-jobqueue: {error!r}"
         ) from error
     return cluster
-
-
-def _n_gpus() -> int:
-    """GPUs of this machine, without importing torch, which takes a worker seconds."""
-    if shutil.which("nvidia-smi") is None:
-        return 0
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
-    return sum(line.startswith("GPU ") for line in listed.splitlines())
 
 
 def _died(error: BaseException) -> str:

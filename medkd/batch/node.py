@@ -1,6 +1,6 @@
-"""One notebook of a study as a process of its own: `python -m medkd.batch.node`, with the work as JSON on stdin.
+"""One notebook of a study on a Dask worker, in a process of its own: `python -m medkd.batch.node`.
 
-The process dies with the worker that started it, however that one ends, and its kernel with it (ipykernel looks for its
+Nothing here imports torch: neither the worker nor that process needs it, only the notebook's kernel. The process dies with the worker that started it, however that one ends, and its kernel with it (ipykernel looks for its
 parent every second), so that no orphan keeps the lock of a stage.
 """
 
@@ -10,13 +10,53 @@ import ctypes
 import json
 import os
 import resource
+import shutil
 import signal
+import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+TOPIC = "medkd"
+"""Of the events by which workers say what they have begun."""
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def run_node(work: Mapping[str, Any], *needed: Mapping[str, Any]) -> dict[str, Any]:
+    """Run one notebook on a Dask worker, once all that it needs are finished; returns state, error and seconds."""
+    from distributed import get_worker
+
+    if failed := [result for result in needed if result["state"] != "finished"]:
+        return {"state": "skipped", "error": f"a notebook before it failed: {failed[0]['error']}", "seconds": 0.0}
+    worker = get_worker()
+    worker.log_event(TOPIC, {"node": work["node"]})
+    memory = 0 if n_gpus() else int(worker.memory_manager.memory_limit or 0)  # drivers of GPUs map more than they use
+    environment = os.environ | {"MEDKD_HOME": work["home"], "MEDKD_COMMAND": work["command"]}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "medkd.batch.node"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=work["home"],
+    )
+    output, errors = process.communicate(json.dumps({**work, "memory": memory}))
+    lines = output.strip().splitlines()
+    if process.returncode or not lines:
+        reason = errors.strip().splitlines()[-1] if errors.strip() else f"its process ended with {process.returncode}"
+        return {"state": "failed", "error": f"{work['notebook']}: {reason}", "seconds": 0.0}
+    return json.loads(lines[-1])
+
+
+def n_gpus() -> int:
+    """GPUs of this machine, without importing torch, which takes a worker seconds."""
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
+    return sum(line.startswith("GPU ") for line in listed.splitlines())
 
 
 def die_with_parent() -> None:

@@ -1,0 +1,243 @@
+"""The report of a study: its cells compared, with the tables and figures of a paper; nothing is run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from medkd.data.cohort import Cohort
+from medkd.data.registry import load_cohort
+from medkd.errors import DataError
+from medkd.evaluation import curves
+from medkd.evaluation.comparison import differences, is_survival, summarise
+from medkd.files import write_json
+from medkd.paths import reports_dir, runs_dir
+from medkd.report.artifacts import Artifacts, read_index
+from medkd.report.looks import risk_curves_by_method
+from medkd.report.page import build_page, versions
+from medkd.report.pooling import Evaluated, comparison_table, pooled_predictions
+from medkd.stages.store import Run, load_folder
+
+REPLICATES = ("seed",)
+"""What is varied to see the spread; cells that differ in these alone are one condition."""
+METRICS = ("balanced_accuracy", "auc_macro", "accuracy", "f1_macro")
+STAGE_NAMES = {"02_teacher_training": "teachers", "03_distillation": "students", "04_moco_url": "MoCo"}
+STAGE_NAMES |= {"06_self_distillation": "self-distillation"}
+
+
+def build_study_report(name: str, *, n_resamples: int = 2000, say: Callable[[str], Any] = print) -> Path:
+    """Compare the finished cells of a study, and build its page.
+
+    Args:
+        name: folder under reports/, made by `medkd batch`.
+        n_resamples: bootstrap resamples of patients (or lesions).
+        say: where lines for the reader go.
+
+    Returns:
+        Path of `index.html`.
+
+    Raises:
+        DataError: there is no such study, none of its cells is finished, or a run is gone.
+    """
+    folder = reports_dir() / name
+    record = _record(folder)
+    cohorts: dict[str, Cohort] = {}
+    roots = {cohort["dataset"]: cohort["root"] for cohort in record["study"]["cohorts"]}
+    for dataset in dict.fromkeys(cell["dataset"] for cell in record["cells"]):
+        cells = [cell for cell in record["cells"] if cell["dataset"] == dataset]
+        evaluated = [found for cell in cells if (found := _evaluated(folder, cell)) is not None]
+        say(f"{dataset}: {len(evaluated)} of {len(cells)} cells are evaluated")
+        if evaluated:
+            cohorts[dataset] = load_cohort(dataset, roots[dataset])
+            out = Artifacts(folder, f"study.{dataset}", simulated=cohorts[dataset].simulated)
+            _compare(evaluated, cohorts[dataset], out, n_resamples)
+            _draw_training(evaluated, cohorts[dataset], out)
+    if not cohorts:
+        raise DataError(f"no cell of study {name} is finished; run `medkd batch` with its file first")
+    return _page(folder, record, cohorts)
+
+
+def _compare(evaluated: list[Evaluated], cohort: Cohort, out: Artifacts, n_resamples: int) -> None:
+    """Tables and figures of the test data."""
+    predictions = pooled_predictions(evaluated)
+    survival = is_survival(predictions)
+    summary = summarise(predictions, n_resamples=n_resamples)
+    level = summary["level"].iloc[-1]
+    out.table(summary, "summary", f"{cohort.title}: every metric at every level, with 95% intervals.")
+    for setting, rows in predictions.groupby("setting", sort=False):
+        chosen = summary[(summary["setting"] == setting) & (summary["level"] == level)]
+        for metric in ("c_index",) if survival else METRICS:
+            _compare_metric(rows, chosen[chosen["metric"] == metric], metric, level, cohort, out, n_resamples)
+        _draw_results(rows, str(setting), cohort, out)
+
+
+def _compare_metric(
+    predictions: pd.DataFrame,
+    summary: pd.DataFrame,
+    metric: str,
+    level: Any,
+    cohort: Cohort,
+    out: Artifacts,
+    n_resamples: int,
+) -> None:
+    setting = str(summary["setting"].iloc[0])
+    best = str(summary.loc[summary["value"].idxmax(), "method"])
+    pairs = [(method, best) for method in summary["method"] if method != best]
+    against = differences(predictions, best, metrics=(metric,), level=level, extra_pairs=pairs, n_resamples=n_resamples)
+    table = comparison_table(summary, against[against["minus"] == best], best, metric)
+    name = "_".join(filter(None, (metric, setting.replace(" ", "").replace("=", ""))))
+    shown = metric.replace("_", " ")
+    on = f"on the test data{f', {setting}' if setting else ''}, level {level}, with 95% intervals"
+    caption = (
+        f"{cohort.title}: {shown} {on} (bootstrap over {cohort.group}s), mean and SD over folds, tasks and seeds. "
+        "Mark: best (bold in LaTeX), or tie, where the paired interval of the difference to it holds zero."
+    )
+    first = metric in ("balanced_accuracy", "c_index")
+    out.table(table, f"comparison_{name}", caption, highlight={shown: "max"}, summary=first)
+    if first:
+        out.drawn("interval bars", summary, f"bars_{name}", f"{cohort.title}: {shown} with 95% intervals. {setting}")
+
+
+def _draw_results(predictions: pd.DataFrame, setting: str, cohort: Cohort, out: Artifacts) -> None:
+    suffix = f"_{setting.replace(' ', '').replace('=', '')}" if setting else ""
+    if is_survival(predictions):
+        caption = f"{cohort.title}: survival by third of predicted risk, 95% bands; p: log-rank test. {setting}"
+        out.drawn("kaplan-meier", risk_curves_by_method(predictions), f"kaplan_meier{suffix}", caption)
+        return
+    classes = cohort.rare_classes or cohort.classes
+    drawings = {
+        "roc": (curves.roc_points, "ROC of each class against the others"),
+        "pr": (curves.pr_points, "precision and recall of each class against the others"),
+        "confusion": (curves.confusion_table, "confusion, rows sum to 1"),
+        "calibration": (curves.calibration_by_method, "calibration"),
+    }
+    for kind, (table_of, shows) in drawings.items():
+        caption = f"{cohort.title}: {shows}, test images of all folds, tasks and seeds. {setting}"
+        out.drawn(kind, table_of(predictions, classes), f"{kind}{suffix}", caption)
+
+
+def _draw_training(evaluated: list[Evaluated], cohort: Cohort, out: Artifacts) -> None:
+    """Learning curves of every stage, GKM weights and singular values, from the runs that were evaluated."""
+    histories: dict[str, list[pd.DataFrame]] = {}
+    weights, spectra = [], []
+    for run, label, part in _runs_behind(evaluated):
+        if not (run.folder / "history.csv").is_file():
+            continue
+        history = run.table("history")
+        histories.setdefault(run.stage, []).append(history.assign(method=label, part=part))
+        weights += [history] if any(name.startswith("weight_") for name in history) else []
+        if (run.folder / "spectrum.csv").is_file() and len(spectrum := run.table("spectrum")):
+            spectra.append(spectrum)
+    for stage, tables in histories.items():
+        table = pd.concat(tables, ignore_index=True)
+        shown = ["loss", *[name for name in table if name.startswith(("val_", "knn"))][:2]]
+        caption = f"{cohort.title}: {STAGE_NAMES.get(stage, stage)}, mean over folds, tasks and seeds, band of one SD."
+        curve = table[["method", "part", "epoch", *shown]]
+        out.drawn("learning curves", curve, f"learning_{stage}", caption)
+    if weights:
+        columns = [name for name in weights[0] if name.startswith("weight_")]
+        table = pd.concat(weights, ignore_index=True)[["epoch", *columns]]
+        out.drawn("gkm weights", table, "gkm_weights", f"{cohort.title}: weights of gradient-guided modulation.")
+    if spectra:
+        caption = f"{cohort.title}: singular values of one teacher's affinity tensors, before and after shrinkage."
+        out.drawn("singular values", spectra[0], "singular_values", caption)
+
+
+def _runs_behind(evaluated: list[Evaluated]) -> list[tuple[Run, str, str]]:
+    """Every run that an evaluation was made from: the run, its name with its condition, and its part."""
+    where = {path.parent.name: path.parent for path in runs_dir().glob("*/*/run.json")}
+    conditions: dict[str, list[Evaluated]] = {}
+    for each in evaluated:
+        waiting = list(each.run.upstream)
+        while waiting:
+            key = waiting.pop()
+            if key in where and each not in conditions.setdefault(key, []):
+                conditions[key].append(each)
+                waiting += load_folder(where[key]).upstream
+    found = []
+    n_conditions = len({each.condition for each in evaluated})
+    for key, users in conditions.items():
+        title = json.loads((where[key] / "run.json").read_text())["title"]
+        label, _, part = title.partition(", ")
+        own = {each.condition for each in users}
+        if len(own) < n_conditions and n_conditions > 1:
+            label = f"{label} [{'; '.join(sorted(own))}]"
+        found.append((load_folder(where[key]), label, f"{users[0].replicate}/{part}"))
+    return found
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / "study.json").read_text())
+    except FileNotFoundError:
+        studies = sorted(path.parent.name for path in reports_dir().glob("*/study.json"))
+        raise DataError(
+            f"there is no study {folder.name} in {folder.parent}; known are {', '.join(studies) or 'none'}: run "
+            "`medkd batch` with a study file first"
+        ) from None
+
+
+def _evaluated(folder: Path, cell: Mapping[str, Any]) -> Evaluated | None:
+    """The cell's evaluation, None if it is not finished.
+
+    Raises:
+        DataError: it is finished, and its run is gone.
+    """
+    last = cell["notebooks"][-1]
+    if last["state"] != "finished" or last["notebook"] != "07_evaluation":
+        return None
+    index = folder / last["folder"] / "index" / f"07_evaluation.{cell['dataset']}.json"
+    key = json.loads(index.read_text())["metrics"]["run"]
+    run = load_folder(runs_dir() / "07_evaluation" / key)
+    if run is None:
+        raise DataError(f"run {key} of cell {cell['name']} is gone from the run store; run `medkd batch` again")
+    varied = {name: value for name, value in cell["parameters"].items() if name not in REPLICATES}
+    condition = ", ".join(f"{name.rpartition('.')[2]}={_word(value)}" for name, value in varied.items())
+    replicate = ",".join(str(cell["parameters"].get(name, "")) for name in REPLICATES)
+    return Evaluated(cell["name"], condition, replicate, run)
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _page(folder: Path, record: Mapping[str, Any], cohorts: Mapping[str, Cohort]) -> Path:
+    notebooks = [
+        {
+            "name": f"{cell['name']}: {each['notebook']}",
+            "state": each["state"],
+            "seconds": each["seconds"] or 0.0,
+            "error": each["error"] or "",
+            "html": f"{each['folder']}/notebooks/{each['notebook']}.{cell['dataset']}.html",
+        }
+        for cell in record["cells"]
+        for each in cell["notebooks"]
+    ]
+    study = {name: _word(value) for name, value in record["study"].items() if name != "cohorts"}
+    manifest = {
+        "report": record["name"],
+        "simulated": any(cohort.simulated for cohort in cohorts.values()),
+        "versions": versions(),
+        "study": study,
+        "cohorts": {
+            dataset: {"title": cohort.label_text, "samples": len(cohort), "licence": cohort.licence}
+            | {"attribution": cohort.attribution, "fingerprint": cohort.fingerprint}
+            for dataset, cohort in cohorts.items()
+        },
+        "cells": [{"cell": cell["name"], "state": cell["state"]} for cell in record["cells"]],
+        "notebooks": [],
+    }
+    write_json(folder / "manifest.json", manifest)
+    entries = [entry for entry in read_index(folder) if entry["stage"].startswith("study.")]
+    titles = ", ".join(cohort.label_text for cohort in cohorts.values())
+    return build_page(
+        folder,
+        title=f"medkd study {record['name']}: {titles}",
+        manifest=manifest,
+        entries=entries,
+        notebooks=[each for each in notebooks if (folder / each["html"]).is_file()],
+    )

@@ -1,0 +1,161 @@
+"""The report of a study, from evaluations written by hand; nothing is trained."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from medkd.cli import app
+from medkd.data.own_schema import infer, write_schema
+from medkd.errors import DataError
+from medkd.files import write_table
+from medkd.paths import reports_dir
+from medkd.report.paper import redraw
+from medkd.report.pooling import Evaluated, comparison_table, pooled_predictions
+from medkd.report.study import build_study_report
+from medkd.stages.store import Unit, load_or_make
+
+N = 60
+RIGHT = {"CE only": 0.6, "GMCD": 0.7, "good GMCD": 0.95}
+
+
+def predictions(skill, seed, method):
+    """Predictions that are right in this share of the images, the same images for every method and seed."""
+    labels = np.arange(N) % 2
+    rng = np.random.default_rng([seed, len(method)])
+    hit = rng.random(N) < skill
+    right = np.where(hit, 0.8, 0.2) + rng.normal(0, 0.05, N)
+    p_1 = np.where(labels == 1, right, 1 - right)
+    ids = [f"x{i}" for i in range(N)]
+    table = pd.DataFrame({"id": ids, "roi": ids, "patient": [f"p{i // 2}" for i in range(N)], "label": labels})
+    return table.assign(p_0=1 - p_1, p_1=p_1, method=method, setting="", part=0)
+
+
+def evaluation(skill_of, seed):
+    """A run of stage 07 with these methods, made from one student run with a history."""
+
+    def student(folder):
+        epochs = range(1, 4)
+        history = pd.DataFrame({"epoch": epochs, "loss": [3.0, 2.0, 1.0], "val_auc": [0.5, 0.6, 0.7]})
+        write_table(folder / "history.csv", history.assign(weight_kd_teacher=0.5))
+        return {}
+
+    def evaluate(folder):
+        tables = [predictions(skill, seed if name != "CE only" else 0, name) for name, skill in skill_of.items()]
+        write_table(folder / "predictions.csv", pd.concat(tables))
+        return {}
+
+    config = {"seed": seed, "skills": skill_of}
+    trained = load_or_make(Unit("03_distillation", 1, config, "c", [], "student GMCD, fold 0"), student)
+    return load_or_make(Unit("07_evaluation", 1, config, "c", [trained], "evaluation"), evaluate)
+
+
+@pytest.fixture
+def study(project):
+    """Two conditions with two seeds each; the baseline is untouched by both, and one cell is not finished."""
+    data = project / "own"
+    data.mkdir()
+    pd.DataFrame({"label": ["a", "b"] * 20, "age": range(40)}).to_csv(data / "table.csv", index=False)
+    write_schema(data, infer(data).model_copy(update={"confirmed": True}))
+    cells = []
+    for weight, skill in ((0, RIGHT["GMCD"]), (0.1, RIGHT["good GMCD"])):
+        for seed in (0, 1):
+            name = f"own+weight={weight}+seed={seed}"
+            run = evaluation({"CE only": RIGHT["CE only"], "GMCD": skill}, seed)
+            index = reports_dir() / "try" / name / "index" / "07_evaluation.own.json"
+            index.parent.mkdir(parents=True)
+            index.write_text(json.dumps({"entries": [], "metrics": {"run": run.key}}))
+            notebook = {"notebook": "07_evaluation", "node": "x", "folder": name, "state": "finished"}
+            cells.append(
+                {
+                    "name": name,
+                    "dataset": "own",
+                    "parameters": {"teacher.low_rank_weight": weight, "seed": seed},
+                    "state": "finished",
+                    "notebooks": [notebook | {"seconds": 1.0, "error": ""}],
+                }
+            )
+    open_cell = {
+        "notebook": "07_evaluation",
+        "node": "y",
+        "folder": "z",
+        "state": "failed",
+        "seconds": 0,
+        "error": "no",
+    }
+    cells.append(
+        {"name": "z", "dataset": "own", "parameters": {"seed": 2}, "state": "failed", "notebooks": [open_cell]}
+    )
+    record = {
+        "name": "try",
+        "study": {"name": "try", "cohorts": [{"dataset": "own", "root": str(data)}]},
+        "cells": cells,
+    }
+    (reports_dir() / "try" / "study.json").write_text(json.dumps(record))
+    return reports_dir() / "try"
+
+
+def test_the_report_compares_conditions_over_seeds_and_marks_the_best(study):
+    said = []
+    page = build_study_report("try", n_resamples=200, say=said.append)
+    assert said == ["own: 4 of 5 cells are evaluated"]
+    table = pd.read_csv(study / "tables" / "study.own-comparison_balanced_accuracy.csv").set_index("method")
+    assert set(table.index) == {"CE only", "GMCD [low_rank_weight=0]", "GMCD [low_rank_weight=0.1]"}
+    best = table.loc["GMCD [low_rank_weight=0.1]"]
+    assert best["mark"] == "best" and best["balanced accuracy"] == pytest.approx(RIGHT["good GMCD"], abs=0.06)
+    assert best["low"] < best["balanced accuracy"] < best["high"] and best["parts"] == 2
+    assert pd.isna(table.loc["CE only", "mark"]) and table.loc["CE only", "minus the best"].startswith("-0.")
+    latex = (study / "tables" / "study.own-comparison_balanced_accuracy.tex").read_text()
+    assert r"\toprule" in latex and r"\textbf{" in latex
+    text = page.read_text()
+    assert "medkd study try" in text and "comparison" in text and "https://" not in text.replace("https://doi", "")
+    assert page.stat().st_size < 15e6
+
+
+def test_every_figure_is_drawn_again_from_its_csv_alone(study):
+    build_study_report("try", n_resamples=100, say=lambda line: None)
+    figures = {path.name: path.read_bytes() for path in (study / "figures").glob("*.pdf")}
+    assert {"study.own-roc.pdf", "study.own-pr.pdf", "study.own-confusion.pdf", "study.own-calibration.pdf"} <= set(
+        figures
+    )
+    assert {"study.own-learning_03_distillation.pdf", "study.own-gkm_weights.pdf"} <= set(figures)
+    for path in (study / "figures").glob("*.pdf"):
+        path.unlink()
+    assert len(redraw(study)) == len(figures)
+    assert {path.name: path.read_bytes() for path in (study / "figures").glob("*.pdf")} == figures
+
+
+def test_a_method_that_a_condition_does_not_touch_stands_there_once(project):
+    cells = [
+        Evaluated("a", "w=0", "0", evaluation({"CE only": 0.6, "GMCD": 0.7}, 0)),
+        Evaluated("b", "w=1", "0", evaluation({"CE only": 0.6, "GMCD": 0.8}, 0)),
+    ]
+    pooled = pooled_predictions(cells)
+    assert pooled.groupby("method").size().to_dict() == {"CE only": N, "GMCD [w=0]": N, "GMCD [w=1]": N}
+
+
+def test_ties_are_methods_whose_interval_to_the_best_holds_zero():
+    columns = {"low": 0.0, "high": 1.0, "mean_over_parts": 0.5, "sd_over_parts": 0.1, "n_parts": 3}
+    summary = pd.DataFrame(
+        [{"method": name, "value": value} | columns for name, value in (("a", 0.9), ("b", 0.8), ("c", 0.5))]
+    )
+    gaps = pd.DataFrame(
+        [("b", -0.1, -0.3, 0.1), ("c", -0.4, -0.6, -0.2)], columns=["method", "difference", "low", "high"]
+    )
+    table = comparison_table(summary, gaps, "a", "auc_macro").set_index("method")
+    assert table["mark"].tolist() == ["best", "tie", ""]
+    assert table.loc["c", "minus the best"] == "-0.400 (-0.600 to -0.200)"
+
+
+def test_studies_that_are_not_there_or_not_finished_are_told(study):
+    with pytest.raises(DataError, match="there is no study nothing .*known are try"):
+        build_study_report("nothing")
+    record = json.loads((study / "study.json").read_text())
+    record["cells"] = record["cells"][-1:]
+    (study / "study.json").write_text(json.dumps(record))
+    with pytest.raises(DataError, match="no cell of study try is finished"):
+        build_study_report("try", say=lambda line: None)
+    failed = CliRunner().invoke(app, ["report", "nothing"])
+    assert failed.exit_code == 2 and "there is no study nothing" in failed.stderr
