@@ -170,7 +170,10 @@ class _Training:
         self.learned = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self.n_steps = len(rows) // batch_size
         self.started = self.saved = time.monotonic()
-        self.stopping = False
+        self.stopping, self.steps_before = False, self.position.total_steps
+        if self.steps_before:
+            where = f"epoch {self.position.epoch + 1}, step {self.position.step + 1}"
+            tqdm.write(f"{title}: going on from a checkpoint at {where}")
         self.teller = Teller()
 
     def run_epoch(self) -> dict[str, float]:
@@ -222,7 +225,8 @@ class _Training:
         position.epoch, position.step, position.sums, position.seconds = position.epoch + 1, 0, {}, 0.0
         position.order = position.order[:0]
         self._tell()
-        if self._due() and (self.stopping or position.epoch < self.epochs):
+        ends = position.epoch == self.epochs  # then a button comes too late, but a signal ends the process
+        if self._due() and (not ends or parallel.any_of(bool(self.stop.signal), self.step.device)):
             self._save()
 
     def _due(self) -> bool:
@@ -254,6 +258,7 @@ class _Training:
                 position.step,
                 self.n_steps,
                 time.monotonic() - self.started,
+                (position.total_steps - self.steps_before) / self.n_steps,
                 position.history,
             )
         )

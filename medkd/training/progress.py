@@ -25,6 +25,7 @@ class Progress:
         step: steps done of the present epoch.
         n_steps: of an epoch.
         seconds: since this process started or resumed it.
+        epochs_here: epochs that this process has done, in parts too; what `seconds` were spent on.
         history: one record a finished epoch; a live list, not to be changed.
     """
 
@@ -35,6 +36,7 @@ class Progress:
     step: int
     n_steps: int
     seconds: float
+    epochs_here: float
     history: Sequence[Mapping[str, Any]]
 
 
