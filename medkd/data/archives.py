@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import gzip
 import shutil
 import stat
 import tarfile
@@ -49,19 +49,20 @@ def unpack(archive: Path, folder: Path) -> list[Path]:
     """
     archive, folder = Path(archive), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f".{archive.name}.{os.getpid()}.part"
-    for left in folder.glob(f".{archive.name}.*.part"):  # of a process that was killed
-        shutil.rmtree(left)
+    part = folder / f".{archive.name}.unpacking"
+    shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
     try:
         with _opened(archive) as (entries, open_entry):
-            check_room(folder, sum(entry.n_bytes for entry in entries), what="the unpacked files", remedy="free some")
-            with tqdm(
-                total=sum(entry.n_bytes for entry in entries), desc=f"unpack {archive.name}", unit="B", unit_scale=True
-            ) as bar:
+            n_bytes = sum(entry.n_bytes for entry in entries)
+            check_room(folder, n_bytes, what="the unpacked files", remedy="choose another folder")
+            part.mkdir()
+            with tqdm(total=n_bytes, desc=f"unpack {archive.name}", unit="B", unit_scale=True) as bar:
                 for entry in entries:
-                    _copy(open_entry(entry.handle), part / entry.name, entry, archive, bar)
-        return _move_in(part, folder)
-    except (*DAMAGED, tarfile.TarError, EOFError) as error:
+                    _copy(open_entry(entry.handle), part / entry.name, bar)
+        tops = sorted(path.name for path in part.iterdir())
+        _move(part, folder)
+        return [folder / name for name in tops]
+    except (*DAMAGED, tarfile.TarError, EOFError, gzip.BadGzipFile) as error:
         raise DataError(f"{archive} is damaged ({error}); download it again") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -76,6 +77,8 @@ def _opened(archive: Path) -> Iterator[tuple[list[_Entry], Any]]:
     elif tarfile.is_tarfile(archive):
         with tarfile.open(archive) as opened:
             members = [member for member in opened if not member.isdir() and _wanted(member.name)]
+            while opened.fileobj.read(CHUNK):  # gzip's checksum stands at its end, where tarfile does not look
+                pass
             yield [_tar_entry(member, archive) for member in members], opened.extractfile
     else:
         raise DataError(f"{archive} is no zip or tar archive, or is damaged; download it again")
@@ -102,7 +105,7 @@ def _tar_entry(member: tarfile.TarInfo, archive: Path) -> _Entry:
 
 def _inside(name: str, archive: Path) -> str:
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in path.parts[0] or "\0" in name:
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in name or ":" in path.parts[0]:
         raise _refused(archive, name, "would lie outside the folder")
     return path.as_posix()
 
@@ -111,25 +114,19 @@ def _refused(archive: Path, name: str, what: str) -> DataError:
     return DataError(f'entry "{name}" of {archive} {what}; nothing was unpacked, get the archive from its publisher')
 
 
-def _copy(source: IO[bytes], target: Path, entry: _Entry, archive: Path, bar: tqdm) -> None:
+def _copy(source: IO[bytes], target: Path, bar: tqdm) -> None:
+    """Write one entry; `zipfile` and `tarfile` hand out no more of it than it is listed with."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    left = entry.n_bytes
     with source, target.open("wb") as file:
         while chunk := source.read(CHUNK):
-            left -= len(chunk)
-            if left < 0:
-                raise _refused(archive, entry.name, f"holds more than the {entry.n_bytes} bytes it is listed with")
             file.write(chunk)
             bar.update(len(chunk))
 
 
-def _move_in(part: Path, folder: Path) -> list[Path]:
-    """Move every unpacked file to its place; returns what is at the top."""
-    if not part.is_dir():
-        return []
-    tops = sorted(path.name for path in part.iterdir())
-    for path in sorted(file for file in part.rglob("*") if file.is_file()):
-        target = folder / path.relative_to(part)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        path.replace(target)
-    return [folder / name for name in tops]
+def _move(source: Path, target: Path) -> None:
+    """Rename into place, whole; folders that are there already are merged."""
+    if source.is_dir() and target.is_dir():
+        for path in sorted(source.iterdir()):
+            _move(path, target / path.name)
+    else:
+        source.replace(target)

@@ -15,13 +15,15 @@ from urllib.parse import urlsplit
 import requests
 from tqdm import tqdm
 
+from medkd import __version__
 from medkd.data.archives import unpack
 from medkd.errors import DataError, ParameterError
-from medkd.files import check_room, write_json
+from medkd.files import check_room, locked, write_json
 
 CHUNK = 2**16  # what a dropped connection loses at most: the rest of a chunk that had begun
 TIMEOUT = 60  # seconds without a byte, after which a connection counts as dropped
-PAUSES = (1.0, 4.0, 15.0)  # seconds before each further attempt; any byte that arrives starts over
+AGENT = {"User-Agent": f"medkd/{__version__}"}  # Harvard Dataverse answers 403 to the name that `requests` goes by
+PAUSES = (1.0, 4.0, 15.0)  # seconds before each further attempt; progress starts over
 RECORD = "fetched.json"
 """Beside the files: URL, bytes and SHA-256 of each, as it was when it was loaded."""
 
@@ -79,21 +81,24 @@ def fetch(
     if source.downloads is None:
         say(source.instructions.format(folder=folder, name=name))
         return None
-    if source.sizes and size and size not in source.sizes:
-        raise ParameterError(
-            f"size = {size} is not published for {name}; known are {', '.join(map(str, source.sizes))}"
-        )
+    if size and size not in source.sizes:
+        known = f"known are {', '.join(map(str, source.sizes))}" if source.sizes else "leave size out"
+        raise ParameterError(f"size = {size} is not published for {name}; {known}")
     items = source.downloads(size)
-    n_bytes = sum(item.n_bytes for item in items)
-    amount = f"{n_bytes / 1e6:,.0f} MB" if n_bytes else "size not told by the publisher"
-    say(f"{len(items)} files ({amount}) to {folder}: {', '.join(item.file for item in items)}")
+    amount = f", {sum(item.n_bytes for item in items) / 1e6:,.0f} MB" if all(item.n_bytes for item in items) else ""
+    say(f"to load into {folder}: {', '.join(item.file for item in items)}{amount}")
     if not consent(f"Do you accept the licence ({about['licence']}) and want to load them?"):
         say("nothing was loaded")
         return None
-    for item in items:
-        path = download(item, folder)
-        if item.unpack:
-            unpack(path, folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder / ".fetch.lock"):
+            for item in items:
+                path = download(item, folder)
+                if item.unpack:
+                    unpack(path, folder)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be written ({error}); make room or choose another folder") from error
     return folder
 
 
@@ -118,21 +123,22 @@ def download(item: Download, folder: Path, *, pause: Callable[[float], Any] = ti
     path, part = folder / item.file, folder / f".{item.file}.part"
     if path.is_file() and _is_known(item, path):
         return path
-    remaining = list(PAUSES)
+    remaining, most = list(PAUSES), _size(part)
     while True:
-        before = part.stat().st_size if part.is_file() else 0
         try:
             _load_rest(item, part)
             break
         except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError, _Busy) as error:
-            if part.is_file() and part.stat().st_size > before:
-                remaining = list(PAUSES)
+            if _size(part) > most:
+                remaining, most = list(PAUSES), _size(part)
             if not remaining:
                 raise DataError(
                     f"{item.url} cannot be loaded ({_reason(error)}); what arrived is kept, check the network and run "
                     "the same command again"
                 ) from error
             pause(remaining.pop(0))
+        except requests.RequestException as error:
+            raise DataError(f"{item.url} cannot be loaded ({_reason(error)}); get {item.file} by hand") from error
     _check(item, part)
     part.replace(path)
     _stamp_of(part).unlink(missing_ok=True)
@@ -147,11 +153,11 @@ class _Busy(Exception):
 def _load_rest(item: Download, part: Path) -> None:
     """One attempt: append to `part` what it lacks, or load it from the start where the server wants that."""
     stamp_file = _stamp_of(part)
-    there = part.stat().st_size if part.is_file() else 0
+    there = _size(part)
     stamp = stamp_file.read_text() if stamp_file.is_file() else ""
     headers = {"Range": f"bytes={there}-", "If-Range": stamp} if there and stamp else {}
     headers["Accept-Encoding"] = "identity"  # the bytes as they lie there, so that lengths and offsets count them
-    with requests.get(item.url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
+    with requests.get(item.url, headers=headers | AGENT, stream=True, timeout=TIMEOUT) as answer:
         if answer.status_code == 416 and there and _total(answer) == there:  # nothing is missing
             return
         if answer.status_code == 416:
@@ -161,21 +167,23 @@ def _load_rest(item: Download, part: Path) -> None:
             raise _Busy(f"status {answer.status_code}")
         _refuse_page(item, answer)
         start = there if answer.status_code == 206 else 0
+        if not start:
+            part.unlink(missing_ok=True)  # before the stamp: bytes of the old version must not meet the new one's stamp
         stamp_file.write_text(_stamp(answer))
         length = int(answer.headers.get("Content-Length", 0))
         check_room(part.parent, length, what=f"{item.file}: the bytes to load", remedy="choose another folder")
         bar = tqdm(total=start + length or None, initial=start, desc=item.file, unit="B", unit_scale=True)
-        with part.open("ab" if start else "wb") as file, bar:
+        with part.open("ab") as file, bar:
             for chunk in answer.iter_content(CHUNK):
                 file.write(chunk)
                 bar.update(len(chunk))
-    if length and part.stat().st_size < start + length:
+    if length and _size(part) < start + length:
         raise _Busy("the connection ended early")
 
 
 def _refuse_page(item: Download, answer: requests.Response) -> None:
     """Errors of the server, and login pages in place of a file."""
-    if answer.status_code >= 400:
+    if answer.status_code not in (200, 206):
         raise DataError(
             f"{item.url} answers {answer.status_code} ({answer.reason}); the publisher may have moved it, get "
             f"{item.file} by hand"
@@ -231,6 +239,10 @@ def _record(folder: Path) -> dict[str, dict[str, Any]]:
         return json.loads((folder / RECORD).read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return {}
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
 
 
 def _digest(path: Path, kind: str) -> str:

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
 
 import requests
 
-from medkd.data.fetch import TIMEOUT, Download
+from medkd.data.fetch import AGENT, TIMEOUT, Download
 from medkd.errors import DataError
 
 ISIC = "https://isic-challenge-data.s3.amazonaws.com/2018/"
 MILK = "https://isic-archive.s3.amazonaws.com/challenges/milk10k/"
 DATAVERSE = "https://dataverse.harvard.edu"
 HAM_DOI = "doi:10.7910/DVN/DBW86T"
-HAM_FILES = ("HAM10000_images_part_1.zip", "HAM10000_images_part_2.zip", "HAM10000_metadata.tab")
+HAM_FILES = ("HAM10000_images_part_1.zip", "HAM10000_images_part_2.zip", "HAM10000_metadata.csv")
 PAD = "https://prod-dcd-datasets-cache-zipfiles.s3.eu-west-1.amazonaws.com/zr7vgbcyr2-1.zip"
 MEDMNIST = "https://zenodo.org/records/10519652/files/"
 DERMAMNIST_MD5 = {
@@ -28,7 +30,7 @@ DERMAMNIST_MD5 = {
     128: "2defd784463fa5243564e855ed717de1",
     224: "8974907d8e169bef5f5b96bc506ae45d",
 }
-NO_CHECKSUM = "The publisher gives no checksum: length and archive are verified, and the SHA-256 is recorded."
+NO_CHECKSUM = "about {size}; no checksum is published: length and archive are verified, and the SHA-256 is recorded"
 
 
 @dataclass(frozen=True)
@@ -51,33 +53,34 @@ class Source:
 def dataverse(doi: str, files: tuple[str, ...], *, host: str = DATAVERSE) -> tuple[Download, ...]:
     """Downloads of these files of a Dataverse data set, with the sizes and MD5s of its listing.
 
-    Tables that Dataverse has converted (`.tab`) come without a checksum: the listed one is of another format.
+    A table that Dataverse has converted is listed under another ending (`.tab`) and with the checksum of its original;
+    so the original is loaded.
 
     Raises:
         DataError: the listing cannot be read, or lacks a file.
     """
     url = f"{host}/api/datasets/:persistentId/?persistentId={doi}"
     try:
-        listing = requests.get(url, timeout=TIMEOUT).json()["data"]["latestVersion"]["files"]
-        entries = {entry["dataFile"]["filename"]: entry["dataFile"] for entry in listing}
+        answer = requests.get(url, headers=AGENT, timeout=TIMEOUT)
+        answer.raise_for_status()
+        entries = [entry["dataFile"] for entry in answer.json()["data"]["latestVersion"]["files"]]
+        offered = {PurePath(entry["filename"]).stem: entry for entry in entries}
+        absent = [file for file in files if PurePath(file).stem not in offered]
+        if not absent:
+            return tuple(_listed(offered[PurePath(file).stem], file, host) for file in files)
     except (requests.RequestException, KeyError, TypeError, ValueError) as error:
         raise DataError(f"the listing {url} cannot be read ({error}); check the network and try again") from error
-    absent = [file for file in files if file not in entries]
-    if absent:
-        raise DataError(f"{url} lists no {', '.join(absent)}; the publisher has changed the set, get it by hand")
-    items = []
-    for file in files:
-        entry = entries[file]
-        converted = "originalFileFormat" in entry
-        items.append(
-            Download(
-                f"{host}/api/access/datafile/{entry['id']}",
-                file,
-                0 if converted else int(entry["filesize"]),
-                "" if converted or not entry.get("md5") else f"md5:{entry['md5']}",
-            )
-        )
-    return tuple(items)
+    raise DataError(f"{url} lists no {', '.join(absent)}; the publisher has changed the set, get it by hand")
+
+
+def _listed(entry: dict[str, Any], file: str, host: str) -> Download:
+    converted = "originalFileFormat" in entry
+    return Download(
+        f"{host}/api/access/datafile/{entry['id']}{'?format=original' if converted else ''}",
+        file,
+        entry.get("originalFileSize", 0) if converted else entry["filesize"],
+        f"md5:{entry['md5']}" if entry.get("md5") else "",
+    )
 
 
 def _dermamnist(size: int) -> tuple[Download, ...]:
@@ -95,19 +98,21 @@ _MILK_FILES = tuple(
     Download(f"{MILK}MILK10k_Training_{part}", f"MILK10k_Training_{part}")
     for part in ("Input.zip", "GroundTruth.csv", "Metadata.csv")
 )
-_MILK = Source(lambda size: _MILK_FILES, note=NO_CHECKSUM)
+_MILK = Source(lambda size: _MILK_FILES, note=NO_CHECKSUM.format(size="0.3 GB"))
 
 SOURCES: dict[str, Source] = {
-    "isic2018": Source(lambda size: _ISIC_FILES, note=NO_CHECKSUM),
+    "isic2018": Source(lambda size: _ISIC_FILES, note=NO_CHECKSUM.format(size="2.8 GB")),
     "ham10000": Source(lambda size: dataverse(HAM_DOI, HAM_FILES)),
     "dermamnist": Source(_dermamnist, sizes=tuple(DERMAMNIST_MD5)),
     "milk10k": _MILK,
     "milk10k-5": _MILK,
-    "pad-ufes-20": Source(lambda size: (Download(PAD, "zr7vgbcyr2-1.zip", unpack=True),), note=NO_CHECKSUM),
+    "pad-ufes-20": Source(
+        lambda size: (Download(PAD, "zr7vgbcyr2-1.zip", unpack=True),), note=NO_CHECKSUM.format(size="3.6 GB")
+    ),
     "derm7pt": Source(
         instructions=(
             "Derm7pt is given out for academic research after a form:\n"
-            "  1. ask for it on https://derm.cs.sfu.ca/Download.html; you get the address of release_v0.zip\n"
+            "  1. fill in the form on https://derm.cs.sfu.ca/Download.html; the password for release_v0.zip is mailed\n"
             "  2. unpack it into {folder}, so that {folder}/release_v0/meta/meta.csv is there\n"
             "  3. run: medkd data check {name} --root {folder}"
         )
@@ -115,10 +120,10 @@ SOURCES: dict[str, Source] = {
     "tcga-gbmlgg": Source(
         instructions=(
             "The tables are built from two public sources:\n"
-            "  1. from https://github.com/mahmoodlab/PORPOISE take datasets_csv/tcga_gbmlgg_all_clean.csv.zip "
-            "(mutations, copy number, expression, survival)\n"
-            "  2. from https://www.cbioportal.org take grade, histology and subtype (studies lgg_tcga, "
-            "lgggbm_tcga_pub)\n"
+            "  1. from https://github.com/mahmoodlab/PORPOISE take "
+            "datasets_csv_mutsig/tcga_gbmlgg_all_clean.csv.zip (mutations, copy number, expression, survival)\n"
+            "  2. from https://www.cbioportal.org take grade and histology (study lgg_tcga; every GBM is grade 4) and "
+            "the IDH/1p19q subtype (study lgggbm_tcga_pub)\n"
             "  3. write {folder}/patients.csv and {folder}/genomics.csv.gz with one row a patient, columns as "
             "data/README.md lists them\n"
             "  4. run: medkd data check {name} --root {folder}"

@@ -13,7 +13,7 @@ import pandas as pd
 
 from medkd.data.cohort import Cohort, VectorTable
 from medkd.data.file_store import FileStore
-from medkd.data.images import FileImages, first_few
+from medkd.data.images import Box, FileImages, first_few
 from medkd.data.restricted_pickle import read_pickle
 from medkd.data.tables import encode_columns, existing_folder, read_table, refuse_repeats
 from medkd.data.tiles import PATCH, STRIDE, tile_boxes
@@ -58,35 +58,24 @@ def read(
         cache_dir: where decoded images go, see `FileImages`.
 
     Returns:
-        The cohort sorted by region; main modality "histology", second the vector "genomic": every column of
-        `all_dataset.csv` that is no outcome. Gaps stay gaps and are imputed from training rows (the released code took
-        the median over all patients, test patients included). `roi` is the region, `event` 1 - censored.
+        The cohort sorted by region; second modality is the vector "genomic": every column of `all_dataset.csv` that is
+        no outcome. Gaps stay gaps and are imputed from training rows (the released code took the median over all
+        patients, test patients included). `roi` is the region, `event` 1 - censored.
 
     Raises:
-        DataError: if a file or column is missing, a patient comes twice, a value is no number, or no region has a
-            graded patient.
+        ParameterError: if `patch` or `stride` is no whole number of pixels.
+        DataError: if a file or column is missing, a patient comes twice, a value is no number, a region is smaller than
+            a patch, no region has a graded patient, or the splits are of other patients.
     """
     root = existing_folder(root, TITLE)
-    patients = _patients(root)
-    without_grade = int(patients["grade"].isna().sum())
-    known = patients["grade"].notna()
-    if ignore_missing_moltype:
-        known &= patients["subtype"].notna()
-    patients = patients[known]
-    paths, crops = _images(root, patches, patch, stride)
-    owner = pd.Series([PurePosixPath(path).name[:N_ID] for path in paths])
-    kept = np.flatnonzero(owner.isin(patients.index).to_numpy())
-    if not len(kept):
-        raise DataError(
-            f"no image under {root} belongs to a graded patient of {GRADES}: the images start with "
-            f"{first_few(sorted(set(owner)))}, the table has {first_few(list(patients.index))}; use one release"
-        )
-    paths = [paths[row] for row in kept]
-    crops = None if crops is None else [crops[row] for row in kept]
-    table = _rows(paths, crops, patients)
-    genomic = patients.attrs["genomic"]
-    position = pd.Series(range(len(genomic["ids"])), index=genomic["ids"])
-    values = genomic["vector"].values[position[table["patient"]].to_numpy()]
+    patients, genomic = _patients(root)
+    used = patients.dropna(subset=["grade", "subtype"] if ignore_missing_moltype else ["grade"])
+    store = FileStore(root)
+    ready = patches and not store.has(REGIONS) and store.has(PATCHES)
+    names = store.images(PATCHES if ready else REGIONS)
+    paths = _of_patients(names, used.index, root)
+    crops = _crops(paths, root, patch, stride) if patches and not ready else None
+    table = _rows(paths, crops, used)
     return Cohort(
         name="tcga-gbmlgg-pathomic",
         title=TITLE,
@@ -94,18 +83,17 @@ def read(
         classes=CLASSES,
         table=table,
         images={"histology": FileImages(paths, root=root, cache_dir=cache_dir, crops=crops)},
-        vectors={"genomic": VectorTable(values, genomic["vector"].names)},
+        vectors={"genomic": VectorTable(genomic.values[used.loc[table["patient"], "row"]], genomic.names)},
         main="histology",
         second="genomic",
-        group="patient",
         splits=_splits(root, table),
         licence=LICENCE,
         attribution=ATTRIBUTION,
         settings={
             "n_regions": int(table["roi"].nunique()),
-            "n_patients_without_grade": without_grade,
-            "n_patients_without_region": len(set(patients.index) - set(owner)),
-            "n_images_without_patient": len(owner) - len(kept),
+            "n_patients_without_grade": int(patients["grade"].isna().sum()),
+            "n_patients_without_region": len(used) - table["patient"].nunique(),
+            "n_images_without_patient": len(names) - len(paths),
         },
     )
 
@@ -121,7 +109,8 @@ def published_splits(path: Path, table: pd.DataFrame) -> pd.DataFrame:
         Rows as in `table`, one column a split, cells "train", "test" or "".
 
     Raises:
-        DataError: the file asks for more than arrays and tables, or is not of this form.
+        DataError: the file asks for more than arrays and tables, is not of this form, puts a patient into both parts of
+            a split, or knows no patient of the table.
     """
     content = read_pickle(path)
     try:
@@ -130,21 +119,26 @@ def published_splits(path: Path, table: pd.DataFrame) -> pd.DataFrame:
             f"split_{k}": {part: set(map(str, splits[k][part]["x_patname"])) for part in ("train", "test")}
             for k in sorted(splits)
         }
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise DataError(
             f"{path} holds no cv_splits with train and test x_patname ({error!r}); use a published split pickle"
         ) from error
-    return pd.DataFrame(
-        {
-            name: np.select([table["patient"].isin(parts[part]) for part in ("train", "test")], ["train", "test"], "")
-            for name, parts in members.items()
-        },
-        index=table.index,
-    )
+    for name, parts in members.items():
+        both = sorted(parts["train"] & parts["test"])
+        if both:
+            raise DataError(
+                f"{path} puts {first_few(both)} into both parts of {name}, so metrics would leak; "
+                "each patient needs one"
+            )
+    words = {
+        name: np.select([table["patient"].isin(parts[part]) for part in ("train", "test")], ["train", "test"], "")
+        for name, parts in members.items()
+    }
+    return _of_this_cohort(pd.DataFrame(words, index=table.index), table, path)
 
 
-def _patients(root: Path) -> pd.DataFrame:
-    """One row a patient of both tables, index patient id; `attrs["genomic"]` holds the vectors."""
+def _patients(root: Path) -> tuple[pd.DataFrame, VectorTable]:
+    """One row a patient of both tables, index patient id; the genomics, and in the column `row` where they are."""
     path = next((root / name for name in GENOMICS if (root / name).is_file()), root / GENOMICS[0])
     genomics = read_table(path, (PATIENT, "censored", "Survival months"), keys=[PATIENT])
     grades = read_table(root / GRADES, (PATIENT, "Grade", "Histology", "Molecular subtype"), keys=[PATIENT])
@@ -160,6 +154,7 @@ def _patients(root: Path) -> pd.DataFrame:
         raise DataError(f"{root / GRADES} must have Grade 2, 3 or 4, or nothing where unknown; correct these rows")
     months = np.where(followed[:, 1] > 0, followed[:, 1], np.nan)
     outcome = pd.DataFrame({"survival_months": months, "event": 1 - followed[:, 0]}, index=genomics[PATIENT])
+    outcome["row"] = range(len(outcome))
     outcome.loc[outcome["survival_months"].isna(), "event"] = np.nan
     histology = pd.DataFrame(
         {
@@ -170,29 +165,40 @@ def _patients(root: Path) -> pd.DataFrame:
         index=grades[PATIENT],
     )
     patients = outcome.join(histology, how="inner")
-    patients.attrs["genomic"] = {"ids": genomics[PATIENT].tolist(), "vector": vector}
-    return patients
+    if patients.empty:
+        raise DataError(
+            f"{path} and {GRADES} share no {PATIENT}: they have {first_few(list(outcome.index))} and "
+            f"{first_few(list(histology.index))}; use both tables of one release"
+        )
+    return patients, vector
 
 
-def _images(root: Path, patches: bool, patch: int, stride: int) -> tuple[list[str], list | None]:
-    """Image files, and the boxes to cut out of each (None: none)."""
-    store = FileStore(root)
-    if not store.has(REGIONS) and store.has(PATCHES) and patches:
-        return store.images(PATCHES), None
-    paths = store.images(REGIONS)
-    if not patches:
-        return paths, None
+def _of_patients(names: list[str], patients: pd.Index, root: Path) -> list[str]:
+    """The image files that belong to one of the patients."""
+    owners = [PurePosixPath(name).name[:N_ID] for name in names]
+    own = [name for name, owner in zip(names, owners, strict=True) if owner in patients]
+    if not own:
+        raise DataError(
+            f"no image under {root} belongs to a graded patient of {GRADES}: the images start with "
+            f"{first_few(sorted(set(owners))) or 'nothing'}, the patients are {first_few(list(patients)) or 'none'}; "
+            "use one release"
+        )
+    return own
+
+
+def _crops(paths: list[str], root: Path, patch: int, stride: int) -> list[list[Box]]:
+    """The boxes to cut out of each region."""
     sizes = FileImages(paths, root=root).file_sizes()
     unreadable = [path for path, (width, _) in zip(paths, sizes, strict=True) if not width]
     if unreadable:
         raise DataError(f"{root} has regions that are no images: {first_few(unreadable)}; copy them again")
-    return paths, [
+    return [
         tile_boxes(int(width), int(height), patch=patch, stride=stride, name=path)
         for path, (width, height) in zip(paths, sizes, strict=True)
     ]
 
 
-def _rows(paths: list[str], crops: list | None, patients: pd.DataFrame) -> pd.DataFrame:
+def _rows(paths: list[str], crops: list[list[Box]] | None, patients: pd.DataFrame) -> pd.DataFrame:
     """The cohort's table: one row a patch (or image), in the order of the files."""
     stems = [PurePosixPath(path).stem for path in paths]
     if crops is None:
@@ -214,13 +220,35 @@ def _rows(paths: list[str], crops: list | None, patients: pd.DataFrame) -> pd.Da
 def _splits(root: Path, table: pd.DataFrame) -> pd.DataFrame | None:
     """The published splits that lie in the folder, None if there are none."""
     if (root / SPLITS).is_file():
-        splits = read_table(root / SPLITS, ())
-        splits = splits.set_index(splits.iloc[:, 0].astype(str)).iloc[:, 1:]
-        words = splits.apply(lambda column: column.astype(str).str.strip().str.lower())
-        unknown = sorted(set(words.to_numpy().ravel()) - {"train", "test", "nan", ""})
-        if unknown:
-            raise DataError(f'{root / SPLITS} has the word "{unknown[0]}", known are Train and Test; copy it again')
-        own = words.reindex(table["patient"]).fillna("").replace("nan", "").reset_index(drop=True)
-        return own.set_axis([f"split_{number + 1}" for number in range(own.shape[1])], axis="columns")
+        return _pnas_splits(root / SPLITS, table)
     pickles = sorted((root / PICKLES).glob("*.pkl"))
-    return published_splits(pickles[0], table) if len(pickles) == 1 else None
+    if len(pickles) > 1:
+        raise DataError(
+            f"{root / PICKLES} holds several pickles ({first_few([path.name for path in pickles])}) and {root} no "
+            f"{SPLITS} that says which splits count; keep one of them"
+        )
+    return published_splits(pickles[0], table) if pickles else None
+
+
+def _pnas_splits(path: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """Splits of a CSV whose first column holds the patients and every other one is a split."""
+    splits = read_table(path, ())
+    patient = splits.columns[0]
+    refuse_repeats(splits, patient, file=SPLITS)
+    words = splits.set_index(splits[patient].astype(str).str.strip()).drop(columns=patient)
+    words = words.apply(lambda column: column.fillna("").astype(str).str.strip().str.lower())
+    unknown = sorted(set(words.to_numpy().ravel()) - {"train", "test", ""})
+    if unknown:
+        raise DataError(f'{path} has the word "{unknown[0]}", known are Train and Test; copy it again')
+    own = words.reindex(table["patient"]).fillna("").reset_index(drop=True)
+    return _of_this_cohort(own.set_axis([f"split_{k + 1}" for k in range(own.shape[1])], axis="columns"), table, path)
+
+
+def _of_this_cohort(splits: pd.DataFrame, table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Refuse `splits` that put none of the table's rows anywhere."""
+    if (splits == "").all(axis=None):
+        raise DataError(
+            f"{path} puts none of the patients {first_few(sorted(set(table['patient'])))} into a split; "
+            "use the splits of this release"
+        )
+    return splits

@@ -13,13 +13,17 @@ class Faulty:
         faults: what happens to the next requests, in order, then nothing more: "drop" (half of it, then the connection
             ends), "truncate" (half of it under an honest length of that half), "corrupt" (other bytes), "500", "404",
             "html", "ignore range".
+        redirects: path -> path that it is answered with.
         seen: (path, Range header) of every request.
+        agents: what the requests called themselves.
         etag: version that is told with every file; empty tells none.
     """
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.faults: list[str] = []
+        self.redirects: dict[str, str] = {}
+        self.agents: set[str] = set()
         self.seen: list[tuple[str, str]] = []
         self.etag = '"one"'
         self.url = ""
@@ -27,6 +31,13 @@ class Faulty:
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         path, wanted = request.path.partition("?")[0], request.headers.get("Range", "")
         self.seen.append((path, wanted))
+        self.agents.add(request.headers["User-Agent"])
+        if path in self.redirects:
+            request.send_response(302)
+            request.send_header("Location", self.redirects[path])
+            request.send_header("Content-Length", "0")
+            request.end_headers()
+            return
         fault = self.faults.pop(0) if self.faults else ""
         if fault in ("500", "404") or path not in self.files:
             request.send_response(int(fault or 404))
@@ -79,6 +90,7 @@ def serving():
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.handle_error = lambda *_: None  # clients that hang up are part of the tests, not worth a traceback
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     faulty.url = f"http://127.0.0.1:{server.server_port}"

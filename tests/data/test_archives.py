@@ -8,6 +8,7 @@ import zipfile
 
 import pytest
 
+from medkd.data import archives
 from medkd.data.archives import unpack
 from medkd.errors import DataError
 
@@ -27,6 +28,24 @@ def write_tar(path, *members):
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
     return path
+
+
+class Counting:
+    """A stream that notes how many bytes each read gave."""
+
+    def __init__(self, source, counts):
+        self.source, self.counts = source, counts
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.source.close()
+
+    def read(self, size):
+        content = self.source.read(size)
+        self.counts.append(len(content))
+        return content
 
 
 def tree(folder):
@@ -87,16 +106,46 @@ def test_an_archive_that_does_not_fit_the_disk_is_refused_by_its_listing(tmp_pat
         unpack(path, tmp_path / "out")
 
 
-def test_an_entry_larger_than_it_is_listed_ends_the_unpacking(tmp_path):
+def test_an_entry_larger_than_it_is_listed_is_refused_and_no_more_is_written(tmp_path, monkeypatch):
     """The listing says 10 bytes; the packed stream holds a million."""
+    copied, copy = [], archives._copy
+    monkeypatch.setattr(archives, "_copy", lambda source, target, bar: copy(Counting(source, copied), target, bar))
     path = write_zip(tmp_path / "lie.zip", {"zeros": bytes(10**6)})
     content = path.read_bytes()
     true, listed = (10**6).to_bytes(4, "little"), (10).to_bytes(4, "little")
     assert content.count(true) == 2
     path.write_bytes(content.replace(true, listed))
-    with pytest.raises(DataError, match="damaged|holds more than"):
+    with pytest.raises(DataError, match=r"lie\.zip is damaged .*download it again"):
         unpack(path, tmp_path / "out")
     assert tree(tmp_path / "out") == {}
+    assert sum(copied) <= 10
+
+
+@pytest.mark.parametrize("at", [1000, 100_000, -6])
+def test_a_damaged_tar_is_noticed_by_its_checksum(tmp_path, at):
+    path = write_tar(tmp_path / "a.tar.gz", (tarfile.TarInfo("a"), os.urandom(200_000)))
+    content = bytearray(path.read_bytes())
+    content[at] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.tar\.gz is damaged .*download it again"):
+        unpack(path, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_encrypted_entry_is_refused(tmp_path):
+    path = write_zip(tmp_path / "a.zip", {"a": b"x"})
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 1  # the flags in the listing
+    path.write_bytes(content)
+    with pytest.raises(DataError, match='entry "a" .* is encrypted; nothing was unpacked'):
+        unpack(path, tmp_path / "out")
+
+
+def test_an_entry_without_a_name_is_refused(tmp_path):
+    info = zipfile.ZipInfo("x")
+    info.filename = ""
+    with pytest.raises(DataError, match="would lie outside the folder"):
+        unpack(write_zip(tmp_path / "a.zip", {info: b"x"}), tmp_path / "out")
 
 
 def test_damaged_and_other_files_are_named_and_nothing_is_kept(tmp_path):

@@ -1,13 +1,16 @@
 import hashlib
 import io
 import json
+import shutil
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import requests
 from http_server import serving
 
+from medkd import __version__
 from medkd.data import fetch as module
 from medkd.data import sources
 from medkd.data.fetch import PAUSES, Download, download, fetch
@@ -107,6 +110,45 @@ def test_a_file_that_changed_on_the_server_is_loaded_from_the_start(item, server
     assert load(changed, tmp_path)[0].read_bytes() == other
 
 
+def test_bytes_of_the_old_version_never_meet_the_stamp_of_the_new_one(server, tmp_path, monkeypatch):
+    """No checksum would notice. The attempt between the two versions fails for want of room, after the answer."""
+    item = Download(f"{server.url}/set.bin", "set.bin")
+    server.faults = ["drop", "500", "500", "500", "500"]
+    with pytest.raises(DataError, match="status 500"):
+        load(item, tmp_path)
+    server.files["/set.bin"], server.etag = CONTENT[::-1], '"two"'
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+        with pytest.raises(DataError, match="the bytes to load need"):
+            load(item, tmp_path)
+    assert load(item, tmp_path)[0].read_bytes() == CONTENT[::-1]
+
+
+def test_a_server_that_never_gets_further_is_given_up(item, server, tmp_path):
+    """It names no version, so every attempt starts over; the first one made progress, the others repeat it."""
+    server.etag, server.faults = "", ["drop"] * 50
+    with pytest.raises(DataError, match="cannot be loaded"):
+        load(item, tmp_path)
+    assert len(server.seen) == 2 + len(PAUSES) - 1
+
+
+def test_redirects_are_followed_also_for_the_rest_but_not_for_ever(item, server, tmp_path):
+    server.redirects = {"/old.bin": "/set.bin", "/loop": "/loop"}
+    server.faults = ["drop"]
+    moved = Download(f"{server.url}/old.bin", "set.bin", len(CONTENT), MD5)
+    assert load(moved, tmp_path)[0].read_bytes() == CONTENT
+    assert server.seen[-1] == ("/set.bin", "bytes=131072-")
+    with pytest.raises(DataError, match=r"/loop cannot be loaded \(.*redirects.*\); get loop\.zip by hand"):
+        load(Download(f"{server.url}/loop", "loop.zip"), tmp_path)
+
+
+def test_requests_carry_the_programs_own_name(item, server, tmp_path):
+    load(item, tmp_path)
+    with pytest.raises(DataError, match="404"):
+        dataverse("doi:x", ("part.zip",), host=server.url)
+    assert server.agents == {f"medkd/{__version__}"}
+
+
 def test_a_server_that_ignores_ranges_is_taken_from_the_start(item, server, tmp_path):
     server.faults = ["drop", "ignore range"]
     assert load(item, tmp_path)[0].read_bytes() == CONTENT
@@ -162,8 +204,6 @@ def test_other_schemes_are_refused(tmp_path):
 
 
 def test_a_full_disk_is_told_before_a_byte_is_written(item, tmp_path, monkeypatch):
-    import shutil
-
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     with pytest.raises(DataError, match=r"set\.bin: the bytes to load need 0\.00 GB"):
         load(item, tmp_path)
@@ -216,8 +256,21 @@ def test_fetch_tells_licence_and_files_and_asks_before_anything_is_loaded(publis
 
 def test_fetch_with_consent_loads_and_unpacks_what_is_to_be_unpacked(published, tmp_path):
     root = fetch("isic2018", tmp_path / "x", consent=lambda text: True, say=lambda line: None)
-    assert files_in(root) == ["fetched.json", "images.zip", "truth", "truth.zip"]
+    assert files_in(root) == [".fetch.lock", "fetched.json", "images.zip", "truth", "truth.zip"]
     assert (root / "truth" / "truth.csv").read_bytes() == b"image\n"
+
+
+def test_two_fetches_into_one_folder_load_every_file_once(published, tmp_path):
+    with ThreadPoolExecutor(2) as pool:
+        roots = list(pool.map(lambda _: fetch("isic2018", tmp_path, consent=bool, say=lambda line: None), range(2)))
+    assert roots == [tmp_path, tmp_path]
+    assert sorted(path for path, _ in published.seen) == ["/images.zip", "/truth.zip"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(published, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"file/x cannot be written .*choose another folder"):
+        fetch("isic2018", tmp_path / "file" / "x", consent=bool, say=lambda line: None)
 
 
 def test_fetch_says_what_to_do_where_a_form_is_needed_and_nothing_for_simulated_cohorts(tmp_path):
@@ -233,6 +286,8 @@ def test_fetch_says_what_to_do_where_a_form_is_needed_and_nothing_for_simulated_
 def test_sizes_that_are_not_published_are_refused(tmp_path):
     with pytest.raises(ParameterError, match="size = 100 is not published for dermamnist; known are 28, 64, 128, 224"):
         fetch("dermamnist", tmp_path, consent=lambda text: True, say=lambda line: None, size=100)
+    with pytest.raises(ParameterError, match="size = 64 is not published for isic2018; leave size out"):
+        fetch("isic2018", tmp_path, consent=lambda text: True, say=lambda line: None, size=64)
 
 
 @pytest.mark.parametrize("name", [name for name in cohort_names() if describe(name)["needs_root"]])
@@ -245,16 +300,17 @@ def test_every_real_cohort_has_a_source_with_files_or_instructions(name, tmp_pat
         assert all(item.url.startswith("https://") and item.file for item in source.downloads(0))
 
 
-def test_dataverse_listings_give_sizes_and_checksums_but_not_for_converted_tables(server):
+def test_dataverse_listings_give_sizes_and_checksums_and_the_originals_of_converted_tables(server):
+    original = {"originalFileFormat": "text/csv", "originalFileSize": 4}
     files = [
         {"dataFile": {"id": 7, "filename": "part.zip", "filesize": 9, "md5": "ab"}},
-        {"dataFile": {"id": 8, "filename": "table.tab", "filesize": 5, "md5": "cd", "originalFileFormat": "text/csv"}},
+        {"dataFile": {"id": 8, "filename": "table.tab", "filesize": 5, "md5": "cd", **original}},
     ]
     listing = {"data": {"latestVersion": {"files": files}}}
     server.files["/api/datasets/:persistentId/"] = json.dumps(listing).encode()
-    part, table = dataverse("doi:x", ("part.zip", "table.tab"), host=server.url)
-    assert (part.url, part.n_bytes, part.checksum) == (f"{server.url}/api/access/datafile/7", 9, "md5:ab")
-    assert (table.n_bytes, table.checksum) == (0, "")
+    part, table = dataverse("doi:x", ("part.zip", "table.csv"), host=server.url)
+    assert part == Download(f"{server.url}/api/access/datafile/7", "part.zip", 9, "md5:ab")
+    assert table == Download(f"{server.url}/api/access/datafile/8?format=original", "table.csv", 4, "md5:cd")
     with pytest.raises(DataError, match="lists no other.zip"):
         dataverse("doi:x", ("other.zip",), host=server.url)
     server.files["/api/datasets/:persistentId/"] = b"down for maintenance"

@@ -11,7 +11,6 @@ from medkd.data import tcga_pathomic
 from medkd.data.folds import n_folds_of, split_rows
 from medkd.data.images import FileImages
 from medkd.data.tcga_pathomic import read
-from medkd.data.tiles import tile_boxes
 from medkd.errors import DataError
 
 # patient, grade, regions
@@ -57,20 +56,6 @@ def load(root, tmp_path):
     return lambda **settings: read(
         root, **({"patch": PATCH, "stride": STRIDE, "cache_dir": tmp_path / "cache"} | settings)
     )
-
-
-def test_published_patches_lie_at_three_offsets_in_both_directions():
-    boxes = tile_boxes(1024, 1024)
-    assert [box[:2] for box in boxes] == [(x, y) for y in (0, 256, 512) for x in (0, 256, 512)]
-    assert all(box[2] - box[0] == box[3] - box[1] == 512 for box in boxes)
-
-
-def test_other_sizes_are_covered_to_the_border_and_small_regions_refused():
-    boxes = tile_boxes(100, 70, patch=40, stride=30)
-    assert sorted({box[0] for box in boxes}) == [0, 30, 60] and sorted({box[1] for box in boxes}) == [0, 30]
-    assert max(box[2] for box in tile_boxes(95, 40, patch=40, stride=30)) == 95
-    with pytest.raises(DataError, match="a.png is 100x30 px, smaller than a patch of 40 px"):
-        tile_boxes(100, 30, patch=40, name="a.png")
 
 
 def test_every_patch_has_the_pixels_patient_and_genomics_of_its_region(load):
@@ -158,6 +143,17 @@ def test_the_split_pickle_serves_where_the_table_is_missing_and_runs_nothing(loa
     path.write_bytes(pickle.dumps({"other": 1}))
     with pytest.raises(DataError, match="holds no cv_splits"):
         load()
+    content["cv_splits"][2] = {part: {"x_patname": ["TCGA-AA-0001"]} for part in ("train", "test")}
+    path.write_bytes(pickle.dumps(content))
+    with pytest.raises(DataError, match="puts TCGA-AA-0001 into both parts of split_2"):
+        load()
+    content["cv_splits"] = {1: {part: {"x_patname": [f"TCGA-ZZ-{part}"]} for part in ("train", "test")}}
+    path.write_bytes(pickle.dumps(content))
+    with pytest.raises(DataError, match="puts none of the patients TCGA-AA-0001, .* into a split"):
+        load()
+    path.with_name("another.pkl").write_bytes(b"")
+    with pytest.raises(DataError, match="holds several pickles"):
+        load()
 
 
 def test_patients_without_a_subtype_can_be_left_out(load):
@@ -165,10 +161,50 @@ def test_patients_without_a_subtype_can_be_left_out(load):
     assert set(load(ignore_missing_moltype=True).table["patient"]) == {"TCGA-AA-0001", "TCGA-AA-0003"}
 
 
+def test_gaps_of_the_genomics_stay_gaps(load, root):
+    genomics = pd.read_csv(root / "all_dataset.csv")
+    genomics.loc[1, ["EGFR", "Survival months"]] = None
+    genomics.to_csv(root / "all_dataset.csv", index=False)
+    cohort = load()
+    own = (cohort.table["patient"] == "TCGA-AA-0002").to_numpy()
+    assert np.isnan(cohort.vectors["genomic"].values[own, 2]).all()
+    assert not np.isnan(cohort.vectors["genomic"].values[~own]).any()
+    assert cohort.table[["survival_months", "event"]].isna().all(axis=1).tolist() == own.tolist()
+
+
+def test_byte_order_marks_line_ends_and_other_letters_are_read(load, root):
+    expected = load()
+    for name in ("grade_data.csv", "all_dataset.csv", "pnas_splits.csv"):
+        text = (root / name).read_text().replace("astrocytoma", "Astrozytom, größer")
+        text = text.replace("Astrozytom, größer", '"Astrozytom, größer"').replace("EGFR", "EGFR-α")
+        (root / name).write_text(text, encoding="utf-8-sig", newline="\r\n")
+    (root / "all_dataset.csv").rename(root / "all_datasets.csv")  # as the publisher's README spells it
+    found = load()
+    assert found.table["histology"].unique().tolist() == ["Astrozytom, größer"]
+    assert found.vectors["genomic"].names == ("idh mutation", "codeletion", "EGFR-α")
+    np.testing.assert_array_equal(found.vectors["genomic"].values, expected.vectors["genomic"].values)
+    pd.testing.assert_frame_equal(found.table.drop(columns="histology"), expected.table.drop(columns="histology"))
+    pd.testing.assert_frame_equal(found.splits, expected.splits)
+
+
+def test_images_of_strangers_and_patients_without_images_are_counted(load, root):
+    (root / "all_st" / "TCGA-ZZ-0009-01Z-00-DX1.ö_1.png").write_text("of a stranger, so never opened")
+    (root / "all_st" / "TCGA-AA-0003-01Z-00-DX1.ABC_1.png").unlink()
+    settings = load().settings
+    assert settings["n_images_without_patient"] == 2 and settings["n_patients_without_region"] == 1
+    assert settings["n_regions"] == 3
+
+
 def test_faults_are_named(load, root):
     splits = pd.read_csv(root / "pnas_splits.csv")
     splits.replace("Test", "Held").to_csv(root / "pnas_splits.csv", index=False)
     with pytest.raises(DataError, match='pnas_splits.csv has the word "held", known are Train and Test'):
+        load()
+    pd.concat([splits, splits[:1]]).to_csv(root / "pnas_splits.csv", index=False)
+    with pytest.raises(DataError, match=r"pnas_splits\.csv has several rows for patient TCGA-AA-0001"):
+        load()
+    splits.assign(patient="TCGA-ZZ-" + splits["patient"]).to_csv(root / "pnas_splits.csv", index=False)
+    with pytest.raises(DataError, match=r"pnas_splits\.csv puts none of the patients"):
         load()
     splits.to_csv(root / "pnas_splits.csv", index=False)
     grades = pd.read_csv(root / "grade_data.csv")
@@ -179,9 +215,25 @@ def test_faults_are_named(load, root):
     with pytest.raises(DataError, match="grade_data.csv has several rows for TCGA ID"):
         load()
     grades.assign(**{"TCGA ID": [f"TCGA-ZZ-000{i}" for i in range(4)]}).to_csv(root / "grade_data.csv", index=False)
-    with pytest.raises(DataError, match="no image under .* belongs to a graded patient"):
+    with pytest.raises(DataError, match=r"all_dataset\.csv and grade_data\.csv share no TCGA ID"):
+        load()
+    grades.assign(Grade=None).to_csv(root / "grade_data.csv", index=False)
+    with pytest.raises(DataError, match="no image under .* belongs to a graded patient .* the patients are none"):
+        load()
+    grades.drop(columns="Histology").to_csv(root / "grade_data.csv", index=False)
+    with pytest.raises(DataError, match=r"grade_data\.csv lacks the column\(s\) Histology"):
         load()
     grades.to_csv(root / "grade_data.csv", index=False)
+    genomics = pd.read_csv(root / "all_dataset.csv")
+    genomics.assign(EGFR="high").to_csv(root / "all_dataset.csv", index=False)
+    with pytest.raises(DataError, match=r"all_dataset\.csv has the EGFR high, which is no number"):
+        load()
+    genomics[["TCGA ID", "censored", "Survival months"]].to_csv(root / "all_dataset.csv", index=False)
+    with pytest.raises(DataError, match="has no genomic columns beside the outcomes"):
+        load()
+    genomics.to_csv(root / "all_dataset.csv", index=False)
+    with pytest.raises(DataError, match="is 64x64 px, smaller than a patch of 512 px"):
+        load(patch=512)
     (root / "all_st" / "TCGA-AA-0002-01Z-00-DX1.ABC_1.png").write_text("no image")
     with pytest.raises(DataError, match=r"regions that are no images: all_st/TCGA-AA-0002"):
         load()
@@ -196,8 +248,11 @@ def test_the_real_regions_give_nine_patches_each(real_folder, tmp_path):
     rois = pd.read_csv(source / "rois.csv")
     (tmp_path / "all_st").symlink_to(source / "rois")
     write_tables(tmp_path, [(row.patient_id, row.grade) for row in rois.itertuples()])
+    shutil.copy(source / "splits_15fold_pathomicfusion.csv", tmp_path / "pnas_splits.csv")
     cohort = read(tmp_path, cache_dir=tmp_path / "cache")
     assert len(cohort) == 27
+    published = pd.read_csv(tmp_path / "pnas_splits.csv", index_col="patient_id")
+    assert cohort.splits.to_numpy().tolist() == published.loc[cohort.groups].to_numpy().tolist()
     grade = dict(zip(rois["patient_id"], rois["grade"], strict=True))
     assert [int(label) + 2 for label in cohort.labels] == [grade[patient] for patient in cohort.groups]
     pixels = cohort.images["histology"].load(64)
