@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shlex
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +20,7 @@ from medkd.batch.progress import Board
 from medkd.batch.study import Cell, Node, Study, expand, nodes_of
 from medkd.errors import DataError, MedkdError
 from medkd.paths import home, reports_dir
-from medkd.report.entry import read_state
-from medkd.report.run import checked_cohort
+from medkd.report.entry import checked_cohort, read_state
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -27,6 +28,15 @@ if TYPE_CHECKING:
 MEMORY_EACH = 4 * 2**30
 """Bytes that a notebook should have; a machine with little memory runs fewer at once."""
 DEATHS = 3  # of workers under one notebook, after which it counts as the cause
+CONNECT_WITHIN = 10  # seconds
+LOCAL_PORT = "127.0.0.1:0"
+"""Of the scheduler's pages: any free port, not to be reached from other machines."""
+
+
+LOST = (
+    "the connection to the Dask scheduler was lost; finished notebooks are kept, start the scheduler and run the same "
+    "command again"
+)
 
 
 class SchedulerLost(MedkdError):
@@ -74,43 +84,83 @@ def run_study(
 
     Raises:
         ParameterError, DataError: before anything runs.
+        SchedulerLost: later; what is finished is kept.
     """
     cells, nodes, of_cell = prepare(study)
-    open_nodes = [node for node in nodes.values() if not is_finished(study, node)]
-    board = Board(study, cells, nodes, of_cell, waiting=[node.key for node in open_nodes], say=say)
-    board.save()
-    if open_nodes:
-        with _client(scheduler, jobqueue, workers, len(open_nodes)) as client:
-            board.n_workers = max(1, len(client.scheduler_info()["workers"]))
-            _run_all(client, study, open_nodes, board, cell_timeout)
-    return board.close()
+    with _alone(study):
+        open_nodes = [node for node in nodes.values() if not is_finished(study, node)]
+        board = Board(study, cells, nodes, of_cell, waiting=[node.key for node in open_nodes], say=say)
+        board.save()
+        try:
+            if open_nodes:
+                with _client(scheduler, jobqueue, workers, len(open_nodes)) as client:
+                    _run_all(client, study, open_nodes, board, cell_timeout)
+        finally:
+            unfinished = board.close()
+    return unfinished
+
+
+@contextmanager
+def _alone(study: Study) -> Iterator[None]:
+    """Hold the study: two clients would write the same notebooks.
+
+    Raises:
+        DataError: another process runs it, or its folder cannot be written to.
+    """
+    folder = reports_dir() / study.name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = (folder / ".lock").open("w")
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot be written to ({error.strerror}); give it write permission, or set MEDKD_HOME to a "
+            "folder that has it"
+        ) from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the system, however the process ends
+        except BlockingIOError:
+            raise DataError(
+                f"another process runs study {study.name} already; wait for it, or give this one another name"
+            ) from None
+        yield
 
 
 def _run_all(client: Client, study: Study, nodes: list[Node], board: Board, cell_timeout: int | None) -> None:
     from distributed import as_completed
+    from distributed.comm import CommClosedError
 
     client.subscribe_topic(TOPIC, lambda event: board.started(event[1]["node"]))
     futures: dict[str, Future] = {}
+    attempt = uuid.uuid4().hex[:8]  # on a cluster the interrupted task of an earlier attempt may not have ended yet
     for node in nodes:  # in the order of the chains, so that what a node needs is there
         needed = [futures[key] for key in node.needs if key in futures]
-        futures[node.key] = client.submit(
-            run_node, _work(study, node, cell_timeout), *needed, key=f"{study.name}-{node.key}", pure=False
-        )
+        work = _work(study, node, cell_timeout)
+        futures[node.key] = client.submit(run_node, work, *needed, key=f"{study.name}-{node.key}-{attempt}")
     node_of = {future.key: key for key, future in futures.items()}
     try:
         for future in as_completed(futures.values()):
-            if future.status in ("lost", "cancelled"):
-                raise SchedulerLost(
-                    "the connection to the Dask scheduler was lost; finished notebooks are kept, start the scheduler "
-                    "and run the same command again"
-                )
-            error = future.exception() if future.status == "error" else None
-            result = {"state": "failed", "error": _died(error), "seconds": 0.0} if error else future.result()
-            board.ended(node_of[future.key], result)
-    except BaseException:
+            board.ended(node_of[future.key], _result(future))
+            board.n_workers = sum(client.nthreads().values())  # jobs of a queue start one after the other
+    except BaseException as error:
         if client.status == "running":
             client.cancel(list(futures.values()), force=True)
+        if isinstance(error, CommClosedError):
+            raise SchedulerLost(LOST) from error
         raise
+
+
+def _result(future: Future) -> dict[str, Any]:
+    """State, error and seconds of a notebook whose future is done.
+
+    Raises:
+        SchedulerLost: nobody knows what came out.
+    """
+    if future.status in ("lost", "cancelled"):
+        raise SchedulerLost(LOST)
+    if future.status == "error":
+        return {"state": "failed", "error": _died(future.exception()), "seconds": 0.0}
+    return future.result()
 
 
 def _work(study: Study, node: Node, cell_timeout: int | None) -> dict[str, Any]:
@@ -135,7 +185,7 @@ def _client(scheduler: str, jobqueue: str, workers: int, n_nodes: int) -> Iterat
 
     if scheduler:
         try:
-            client = Client(scheduler, timeout=10)
+            client = Client(scheduler, timeout=CONNECT_WITHIN)
         except (OSError, TimeoutError) as error:
             raise DataError(
                 f"no Dask scheduler answers at {scheduler} ({error}); start one or check the address"
@@ -165,7 +215,9 @@ def _local_cluster(workers: int, n_nodes: int) -> Any:
             processes=True,
             memory_limit=memory // n_workers,
             host="127.0.0.1",
-            dashboard_address=None,
+            dashboard_address=LOCAL_PORT,
+            scheduler_kwargs={"dashboard": False},
+            preload=["medkd.batch.node"],
             env={"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)},
         )
     if n_found:
@@ -198,7 +250,10 @@ def _jobqueue_cluster(path: Path) -> Any:
         raise DataError("--jobqueue needs the package dask-jobqueue; install medkd[cluster]") from error
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-        cluster = getattr(dask_jobqueue, settings["cluster"])(**settings.get("arguments", {}))
+        arguments = settings.get("arguments", {})
+        # by default dask-jobqueue opens its dashboard to the whole network
+        options = {"dashboard_address": LOCAL_PORT} | arguments.get("scheduler_options", {})
+        cluster = getattr(dask_jobqueue, settings["cluster"])(**arguments | {"scheduler_options": options})
         cluster.scale(jobs=int(settings["jobs"]))
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(

@@ -1,7 +1,9 @@
 """One notebook of a study on a Dask worker, in a process of its own: `python -m medkd.batch.node`.
 
-Nothing here imports torch: neither the worker nor that process needs it, only the notebook's kernel. The process dies with the worker that started it, however that one ends, and its kernel with it (ipykernel looks for its
-parent every second), so that no orphan keeps the lock of a stage.
+Nothing here imports torch: neither the worker nor that process needs it, only the notebook's kernel. The process dies
+with the worker that started it, however that one ends, and its kernel with it (ipykernel looks for its parent every
+second), so that no orphan keeps the lock of a stage. When the study is interrupted or its client is gone, the scheduler
+takes the task back, and the notebook is stopped as by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -17,11 +19,20 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distributed import Worker
 
 TOPIC = "medkd"
 """Of the events by which workers say what they have begun."""
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+LOOK_EVERY = 1.0  # seconds
+
+
+def dask_setup(_: Worker) -> None:
+    """Dask calls it in the workers that are started here: Ctrl-C reaches all of a terminal; the client acts on it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def run_node(work: Mapping[str, Any], *needed: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,12 +54,26 @@ def run_node(work: Mapping[str, Any], *needed: Mapping[str, Any]) -> dict[str, A
         env=environment,
         cwd=work["home"],
     )
-    output, errors = process.communicate(json.dumps({**work, "memory": memory}))
+    output, errors = _told_to_the_end(process, json.dumps({**work, "memory": memory}), worker)
     lines = output.strip().splitlines()
     if process.returncode or not lines:
         reason = errors.strip().splitlines()[-1] if errors.strip() else f"its process ended with {process.returncode}"
         return {"state": "failed", "error": f"{work['notebook']}: {reason}", "seconds": 0.0}
     return json.loads(lines[-1])
+
+
+def _told_to_the_end(process: subprocess.Popen, text: str | None, worker: Worker) -> tuple[str, str]:
+    """What the process prints, once it has read `text`; it is stopped when nobody waits for the task any more."""
+    task = worker.state.tasks[worker.get_current_task()]
+    asked = False
+    while True:
+        try:
+            return process.communicate(text, timeout=LOOK_EVERY)
+        except subprocess.TimeoutExpired:  # nothing is lost when `communicate` is called again, without the text
+            text = None
+            if task.state == "cancelled" and not asked:
+                asked = True
+                process.terminate()
 
 
 def n_gpus() -> int:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import statistics
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from medkd.batch.study import Cell, Node, Study
+from medkd.errors import DataError
 from medkd.files import write_json
 from medkd.paths import reports_dir
+from medkd.report.entry import code_digest
 
 OPEN = ("waiting", "running")
 
@@ -43,15 +44,14 @@ class Board:
         self.n_workers = 1
         self.live = sys.stderr.isatty()
         self._lock = threading.Lock()  # Dask calls `started` from a thread of its own
-        self._begun: dict[str, float] = {}
 
     def started(self, key: str) -> None:
         """A worker has begun a notebook."""
         with self._lock:
             if self.states.get(key, {}).get("state") in OPEN:
                 self.states[key] = {"state": "running"}
-                self._begun[key] = time.monotonic()
                 self._show(f"{self._where(key)}: running")
+                self.save()
 
     def ended(self, key: str, result: Mapping[str, Any]) -> None:
         """A notebook has ended, with state, error and seconds."""
@@ -66,7 +66,11 @@ class Board:
         """End the line on the terminal; returns the cells that did not finish."""
         if self.live:
             print(file=sys.stderr)
-        self.save()
+        with self._lock:
+            for state in self.states.values():
+                if state["state"] == "running":  # it was stopped
+                    state["state"] = "waiting"
+            self.save()
         return [name for name in self.of_cell if self.cell_state(name) != "finished"]
 
     def cell_state(self, name: str) -> str:
@@ -101,9 +105,11 @@ class Board:
         return sum(each) / max(1, min(self.n_workers, len(each)))
 
     def save(self) -> None:
-        """Write `study.json`, from which `medkd report` and the next `medkd batch` know what there is."""
-        folder = reports_dir() / self.study.name
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write `study.json`, from which `medkd report` knows what there is.
+
+        Raises:
+            DataError: it cannot be written.
+        """
         cells = [
             {
                 "name": cell.name,
@@ -114,7 +120,15 @@ class Board:
             }
             for cell in self.cells
         ]
-        write_json(folder / "study.json", {"name": self.study.name, "study": self.study.model_dump(), "cells": cells})
+        record = {"name": self.study.name, "study": self.study.model_dump(), "code": code_digest(), "cells": cells}
+        path = reports_dir() / self.study.name / "study.json"
+        try:
+            write_json(path, record)
+        except OSError as error:
+            raise DataError(
+                f"{path} cannot be written ({error.strerror}); make room or give write permission, then run the same "
+                "command again"
+            ) from error
 
     def _notebook(self, key: str) -> dict[str, Any]:
         node, state = self.nodes[key], self.states[key]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import itertools
 import json
 import re
@@ -12,14 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
 from medkd.errors import DataError, ParameterError
 from medkd.report.entry import entry_key
-from medkd.report.plan import Entry, plan
+from medkd.report.plan import SHORT_NAMES, Entry, plan
 from medkd.stages import stage_params
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+LONGEST = 120
+"""Letters of a cell's name; file systems take 255 bytes."""
+FILES = ("split_file", "weights")
+"""Parameters that may name a file."""
 
 
 class StudyCohort(BaseModel):
@@ -44,6 +49,8 @@ class Study(BaseModel):
     parameters: dict[str, Any] = Field({}, description="parameters of every cell, as -p of medkd report")
     grid: dict[str, list[Any]] = Field({}, description="parameter -> values; every combination is a cell")
     cells: list[dict[str, Any]] = Field([], description="further cells, parameter -> value each")
+    notebooks: list[str] = Field([], description="run these of each chain only; all by default")
+    _folder: Path = PrivateAttr(Path())  # of the study file
 
     @field_validator("name")
     @classmethod
@@ -51,6 +58,25 @@ class Study(BaseModel):
         if not NAME.fullmatch(name):
             raise ValueError('must be letters, digits, ".", "_" and "-"')
         return name
+
+    @field_validator("cohorts")
+    @classmethod
+    def _is_named_once(cls, cohorts: list[StudyCohort]) -> list[StudyCohort]:
+        names = [cohort.dataset for cohort in cohorts]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"{twice[0]} is named twice; give each of the two a study of its own")
+        return cohorts
+
+    @field_validator("notebooks")
+    @classmethod
+    def _are_notebooks(cls, names: list[str]) -> list[str]:
+        known = tuple(SHORT_NAMES.values())
+        for name in names:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f'; did you mean "{near[0]}"?' if near else ""
+                raise ValueError(f'there is no notebook "{name}"{hint} There are {", ".join(known)}')
+        return names
 
     @classmethod
     def read(cls, path: Path) -> Study:
@@ -70,10 +96,11 @@ class Study(BaseModel):
             study = cls.model_validate(values)
         except ValidationError as error:
             raise ParameterError(_told(error, path)) from None
-        roots = {cohort.dataset: cohort.root for cohort in study.cohorts if cohort.root}
+        folder = Path(path).resolve().parent
         for cohort in study.cohorts:
-            if cohort.dataset in roots:
-                cohort.root = str((Path(path).resolve().parent / Path(cohort.root).expanduser()).resolve())
+            if cohort.root:
+                cohort.root = str((folder / Path(cohort.root).expanduser()).resolve())
+        study._folder = folder
         return study
 
 
@@ -115,7 +142,8 @@ def expand(study: Study) -> list[Cell]:
     """The cells of a study, in the order of its file.
 
     Raises:
-        ParameterError: a parameter is unknown or out of range, or two cells are the same.
+        ParameterError: a parameter is unknown or out of range, two cells are the same, or one has none of the
+            notebooks that were asked for.
         DataError: a cohort is unknown.
     """
     combinations = [dict(zip(study.grid, values, strict=True)) for values in itertools.product(*study.grid.values())]
@@ -126,7 +154,7 @@ def expand(study: Study) -> list[Cell]:
         if name in seen:
             raise ParameterError(f"two cells of study {study.name} are the same: {name}; remove one of them")
         seen.add(name)
-        overrides = study.parameters | parameters
+        overrides = _found_from(study._folder, study.parameters | parameters)
         seed = overrides.pop("seed", study.seed)
         entries = plan(
             [cohort.dataset],
@@ -137,7 +165,13 @@ def expand(study: Study) -> list[Cell]:
             device=study.device,
             seed=seed,
         )
-        cells.append(Cell(name, cohort.dataset, parameters, tuple(entries)))
+        chosen = tuple(entry for entry in entries if not study.notebooks or entry.notebook in study.notebooks)
+        if not chosen:
+            raise ParameterError(
+                f"notebooks: {cohort.dataset} has none of {', '.join(study.notebooks)}; it has "
+                f"{', '.join(entry.notebook for entry in entries)}"
+            )
+        cells.append(Cell(name, cohort.dataset, parameters, chosen))
     return cells
 
 
@@ -166,11 +200,28 @@ def _upstream(notebook: str) -> list[str]:
     return [cls.stage for cls in stage_params()[notebook].upstream.values()]
 
 
+def _found_from(folder: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters with files that lie in the study file's folder as absolute paths: notebooks run elsewhere."""
+    return {
+        name: str(folder / value) if name.rpartition(".")[2] in FILES and (folder / str(value)).is_file() else value
+        for name, value in parameters.items()
+    }
+
+
 def _cell_name(dataset: str, parameters: Mapping[str, Any]) -> str:
-    """A folder's name that tells the cohort and what was varied."""
-    words = [dataset, *(f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in
-                        parameters.items())]  # fmt: skip
-    return re.sub(r"[^A-Za-z0-9._=,+-]+", "-", "+".join(words)).strip("-")[:120]
+    """A folder's name that tells the cohort and what was varied; with a checksum where a folder cannot tell it all."""
+    told = "+".join([dataset, *(f"{name}={_word(value)}" for name, value in parameters.items())])
+    name = re.sub(r"[^A-Za-z0-9._=,+-]+", "-", told)[:LONGEST]
+    if name == told:
+        return name
+    checksum = hashlib.sha256(json.dumps(parameters, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    return f"{name[: LONGEST - 9].strip('-')}~{checksum}"
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(_word(each) for each in value)
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _told(error: ValidationError, path: Path) -> str:

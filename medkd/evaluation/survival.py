@@ -247,7 +247,7 @@ def logrank_p(times: np.ndarray, events: np.ndarray, groups: np.ndarray) -> floa
 
 
 def kaplan_meier_table(times: np.ndarray, events: np.ndarray, groups: Sequence | np.ndarray) -> pd.DataFrame:
-    """Kaplan-Meier estimate of each group with 95% intervals, for `medkd.report.figures.kaplan_meier`.
+    """Kaplan-Meier estimate of each group with 95% intervals, for `medkd.report.figures_results.kaplan_meier`.
 
     Args:
         times: follow-up in months, shape (n,), not nan.

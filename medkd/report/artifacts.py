@@ -20,6 +20,7 @@ from pandas.io.formats.style import Styler
 
 from medkd.errors import DataError, ParameterError
 from medkd.files import write_atomically, write_json, write_table
+from medkd.report.figures_paper import draw, paper_style
 
 DPI = 200
 SIMULATED = "simulated"
@@ -72,21 +73,37 @@ class Artifacts:
         Returns:
             `fig`, closed in pyplot, so that a notebook shows it once.
         """
-        if self.simulated:
-            _mark_simulated(fig)
         stem = f"{self.stage}-{_checked(name)}"
         files = {kind: f"figures/{stem}.{kind}" for kind in ("png", "pdf")}
-        # Type 42 embeds TrueType outlines: journals refuse Type 3 fonts; no date: the same figure has the same bytes
-        with mpl.rc_context({"pdf.fonttype": 42}):
-            write_atomically(self.folder / files["png"], lambda part: fig.savefig(part, format="png", dpi=DPI))
-            undated = {"format": "pdf", "dpi": DPI, "metadata": {"CreationDate": None}}
-            write_atomically(self.folder / files["pdf"], lambda part: fig.savefig(part, **undated))
-        plt.close(fig)
+        _save(fig, self.folder, files, simulated=self.simulated)
         if data is not None:
             files["csv"] = f"figures/{stem}.csv"
             write_table(self.folder / files["csv"], _flat(data))
         entry = {"kind": "figure", "name": name, "caption": self._caption(caption, attribution), "files": files}
         self._enter(entry | {"photographs": bool(attribution.strip())})
+        return fig
+
+    def drawn(self, kind: str, table: pd.DataFrame, name: str, caption: str) -> Figure:
+        """Draw a figure of a paper from a table and save both; `medkd.report.paper.redraw` draws it again.
+
+        Args:
+            kind: key of `medkd.report.paper.DRAW`.
+            table: all that is drawn; saved as CSV, from which the figure is drawn here already.
+            name: as `figure`.
+            caption: as `figure`.
+
+        Returns: as `figure`.
+
+        Raises:
+            ParameterError: if the kind is unknown.
+            DataError: if the table has no rows or lacks a column that the figure needs.
+        """
+        stem = f"{self.stage}-{_checked(name)}"
+        files = {form: f"figures/{stem}.{form}" for form in ("png", "pdf", "csv")}
+        write_table(self.folder / files["csv"], _flat(table))
+        fig = draw_figure(kind, self.folder, files, simulated=self.simulated)
+        entry = {"kind": "figure", "name": name, "caption": self._caption(caption), "files": files, "draw": kind}
+        self._enter(entry | {"photographs": False})
         return fig
 
     def table(
@@ -165,6 +182,23 @@ class Artifacts:
         return {"stage": self.stage, "simulated": self.simulated, "entries": [], "metrics": {}}
 
 
+def draw_figure(kind: str, folder: Path, files: Mapping[str, str], *, simulated: bool) -> Figure:
+    """Draw a figure of a paper from its CSV and write its PNG and PDF, see `Artifacts.drawn`.
+
+    Args:
+        kind: key of `medkd.report.paper.DRAW`.
+        folder: the report folder.
+        files: kind of file ("csv", "png", "pdf") -> path relative to `folder`.
+        simulated: write the word on the figure.
+
+    Raises: as `Artifacts.drawn`; also DataError if the CSV is missing.
+    """
+    with paper_style():
+        fig = draw(kind, folder / files["csv"])
+        _save(fig, folder, files, simulated=simulated)
+    return fig
+
+
 def read_index(folder: Path) -> list[dict[str, Any]]:
     """All figures and tables of a report: stages by name, inside a stage in the order of writing.
 
@@ -173,7 +207,7 @@ def read_index(folder: Path) -> list[dict[str, Any]]:
 
     Returns:
         Entries with stage, kind ("figure" or "table"), name, caption, files (kind of file -> path relative to
-        `folder`), simulated, and for tables summary.
+        `folder`), simulated; for tables summary, for figures photographs, and draw where they can be drawn again.
 
     Raises:
         DataError: if an index file cannot be read.
@@ -204,6 +238,18 @@ def _checked(name: str) -> str:
     if not NAME.fullmatch(name):
         raise ParameterError(f'"{name}" cannot be part of a file name; use letters, digits, ".", "_" and "-" only')
     return name
+
+
+def _save(fig: Figure, folder: Path, files: Mapping[str, str], *, simulated: bool) -> None:
+    """Write PNG and PDF and close the figure."""
+    if simulated:
+        _mark_simulated(fig)
+    # Type 42 embeds TrueType outlines: journals refuse Type 3 fonts; no date: the same figure has the same bytes
+    with mpl.rc_context({"pdf.fonttype": 42}):
+        write_atomically(folder / files["png"], lambda part: fig.savefig(part, format="png", dpi=DPI))
+        undated = {"format": "pdf", "dpi": DPI, "metadata": {"CreationDate": None}}
+        write_atomically(folder / files["pdf"], lambda part: fig.savefig(part, **undated))
+    plt.close(fig)
 
 
 def _mark_simulated(fig: Figure) -> None:

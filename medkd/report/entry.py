@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import medkd
 from medkd.files import write_json
 from medkd.paths import home
-from medkd.report.notebooks import NotebookFailure, export_html, run_notebook
 
-if TYPE_CHECKING:  # the plan imports torch, which a process that only runs a notebook need not wait for
+if TYPE_CHECKING:  # what plans waits for torch and what runs for papermill, each seconds that the other need not wait
+    from medkd.data.cohort import Cohort
+    from medkd.report.notebooks import NotebookFailure
     from medkd.report.plan import Entry
 
 
@@ -32,6 +34,8 @@ def run_entry(
         The record (name, key, parameters, state "finished" or "failed", error, seconds, html), and the failure if
         there was one.
     """
+    from medkd.report.notebooks import NotebookFailure, export_html, run_notebook
+
     start = time.monotonic()
     record = {"name": entry.name, "key": key, "parameters": entry.parameters}
     output = folder / "notebooks" / f"{entry.name}.ipynb"
@@ -56,11 +60,36 @@ def run_entry(
     return record, failure
 
 
+def checked_cohort(entry: Entry) -> Cohort:
+    """The cohort of an entry, once its modalities and split file are found to be there.
+
+    Raises:
+        ParameterError, DataError: they are not.
+    """
+    from medkd.data.folds import n_folds_of
+    from medkd.stages import stage_params
+    from medkd.stages.context import cohort_for
+
+    params = stage_params()[entry.notebook].checked(entry.parameters)
+    cohort = cohort_for(params)
+    if hasattr(params, "split_file"):
+        n_folds_of(cohort, params.n_folds, params.split_file)
+    return cohort
+
+
 def entry_key(entry: Entry, cohort: str) -> str:
     """Changes when the notebook, its parameters, the package's code or the cohort's content (`cohort`) change."""
     parameters = {name: value for name, value in entry.parameters.items() if name not in ("report", "root", "device")}
     digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode() + cohort.encode())
     digest.update((home() / "notebooks" / f"{entry.notebook}.ipynb").read_bytes())
+    digest.update(code_digest().encode())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def code_digest() -> str:
+    """Sixteen hex digits over the package's code, as it was when a process first asked."""
+    digest = hashlib.sha256()
     for path in sorted(Path(medkd.__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

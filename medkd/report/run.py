@@ -7,17 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medkd.data.cohort import Cohort
-from medkd.data.folds import n_folds_of
 from medkd.files import write_json
 from medkd.paths import reports_dir, runs_dir
 from medkd.report.artifacts import read_index, read_metrics
-from medkd.report.entry import entry_key, read_state, run_entry
+from medkd.report.entry import checked_cohort, entry_key, read_state, run_entry
 from medkd.report.notebooks import NotebookFailure
 from medkd.report.page import build_page, versions
 from medkd.report.plan import Entry, plan
 from medkd.stages import stage_params
-from medkd.stages.context import cohort_for
 
 
 def run_report(
@@ -83,15 +80,6 @@ def run_report(
     if failure is not None:
         raise failure
     return page
-
-
-def checked_cohort(entry: Entry) -> Cohort:
-    """The cohort of an entry, once its modalities and split file are found to be there."""
-    params = stage_params()[entry.notebook].checked(entry.parameters)
-    cohort = cohort_for(params)
-    if hasattr(params, "split_file"):
-        n_folds_of(cohort, params.n_folds, params.split_file)
-    return cohort
 
 
 def _page(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pandas as pd
 from pydantic import Field
 
+from medkd.data.cohort import Cohort
 from medkd.data.registry import chain_of
 from medkd.evaluation.comparison import differences, single_modality_pairs, summarise
-from medkd.evaluation.embedding import umap_embedding
+from medkd.evaluation.embedding import embed_together, quality, umap_embedding
 from medkd.files import write_table
 from medkd.stages import evaluation_paired, evaluation_rare
 from medkd.stages.context import Context
@@ -23,7 +26,10 @@ from medkd.stages.self_distillation import SelfDistillationParams
 from medkd.stages.store import Run, Unit, load_or_make
 from medkd.stages.teacher import TeacherParams
 
-VERSION = 2
+VERSION = 3
+
+SITE_COLUMNS = ("site", "localization", "location", "region")
+"""What a network may take for the disease: where on the body a lesion lies, as the readers' columns call it."""
 
 
 class EvaluationParams(PairedParams):
@@ -53,10 +59,10 @@ class EvaluationParams(PairedParams):
 
 
 def evaluate(params: EvaluationParams) -> Run:
-    """The finished evaluation, with tables `predictions`, `summary`, `differences`, `embedding`.
+    """The finished evaluation, with tables `predictions`, `summary`, `differences`, `embedding`, `embedding_quality`.
 
     `predictions` has one row a method, setting and test image; `summary` and `differences` carry 95% intervals from
-    a bootstrap over patients (lesions), within the folds or tasks that were run.
+    a bootstrap over patients (lesions), within the folds or tasks that were run. The last two are those of `embed`.
     """
     context = Context.of(params)
     chain = evaluation_rare if chain_of(params.dataset, params.root) == "rare" else evaluation_paired
@@ -75,14 +81,69 @@ def _evaluate(context: Context, sources: list[Any], chain: Any, folder: Path) ->
     write_table(folder / "summary.csv", summary)
     pairs = single_modality_pairs(predictions)
     write_table(folder / "differences.csv", differences(predictions, chain.REFERENCE, extra_pairs=pairs, **draws))
-    embedded = []
-    for method, (rows, values) in features.items():
-        coordinates = umap_embedding(values, seed=params.seed)
-        frame = cohort.table.iloc[rows][["id", "class", "patient"]].reset_index(drop=True)
-        embedded.append(frame.assign(method=method, x=coordinates[:, 0], y=coordinates[:, 1]))
-    write_table(folder / "embedding.csv", pd.concat(embedded, ignore_index=True))
+    embedding, separation = embed(cohort, features, chain.REFERENCE, seed=params.seed)
+    write_table(folder / "embedding.csv", embedding)
+    write_table(folder / "embedding_quality.csv", separation)
     wanted = summary[summary["metric"].isin(["balanced_accuracy", "auc_macro", "c_index"])]
     return {
         f"{row.method} {row.setting} {row.level} {row.metric}".replace("  ", " "): row.value
         for row in wanted.itertuples()
     }
+
+
+def embed(
+    cohort: Cohort, features: Mapping[str, tuple[np.ndarray, np.ndarray]], reference: str, *, seed: int = 0
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """UMAP of the methods' features on their common images in one plane, and how well it and they keep labels apart.
+
+    Methods that have fewer than four images in common are fitted each alone, on all of their own.
+
+    Args:
+        cohort: whose images they are.
+        features: method -> (row numbers in the cohort, features of these rows).
+        reference: method that UMAP is fitted on; the first one where it is not there.
+        seed: of UMAP.
+
+    Returns:
+        Columns id, class, label, patient, method, x, y, reference ("" where each method was fitted alone) and, where
+        the cohort has a site, or patients with two images and more on average, shortcut and shortcut_kind (what it
+        is); and columns method, labels ("class" or the kind of shortcut) and the numbers of
+        `medkd.evaluation.embedding.quality`.
+    """
+    reference = reference if reference in features else next(iter(features))
+    indices = {method: pd.Index(rows) for method, (rows, _) in features.items()}
+    common = indices[reference]
+    for index in indices.values():
+        common = common.intersection(index, sort=False)
+    if len(common) >= 4:
+        rows_of = dict.fromkeys(features, common)
+        values_of = {name: values[indices[name].get_indexer(common)] for name, (_, values) in features.items()}
+        plane = embed_together(values_of, reference, groups=cohort.groups[common], seed=seed)
+    else:
+        rows_of, reference = indices, ""
+        values_of = {name: values for name, (_, values) in features.items()}
+        plane = {name: umap_embedding(values, seed=seed) for name, values in values_of.items()}
+    tables, numbers = [], []
+    for method, coordinates in plane.items():
+        table = _labels_of(cohort, rows_of[method].to_numpy())
+        labels = {"class": table["class"]}
+        if "shortcut" in table:
+            labels[table["shortcut_kind"].iloc[0]] = table["shortcut"]
+        for name, values in labels.items():
+            found = quality(values_of[method], coordinates, values.to_numpy())
+            numbers.append({"method": method, "labels": name} | found)
+        x, y = coordinates.T
+        tables.append(table.assign(method=method, x=x, y=y, reference=reference))
+    return pd.concat(tables, ignore_index=True), pd.DataFrame(numbers)
+
+
+def _labels_of(cohort: Cohort, rows: np.ndarray) -> pd.DataFrame:
+    """Names and class of the rows, and what a network may have learned instead: the site, else the patient."""
+    table = cohort.table.iloc[rows].reset_index(drop=True)
+    shown = table[["id", "class", "label", "patient"]]
+    site = next((column for column in SITE_COLUMNS if column in table), "")
+    if site:
+        return shown.assign(shortcut=table[site].fillna("unknown").astype(str), shortcut_kind=site)
+    if len(cohort) >= 2 * cohort.table["patient"].nunique():
+        return shown.assign(shortcut=table["patient"], shortcut_kind=cohort.group)
+    return shown

@@ -1,5 +1,6 @@
 """Studies on real Dask processes, with everything that can be killed being killed."""
 
+import fcntl
 import json
 import os
 import signal
@@ -15,10 +16,12 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_notebook
 
+from medkd.batch import engine
+from medkd.batch.engine import run_study
+from medkd.batch.study import Study
 from medkd.data.own_schema import infer, write_schema
+from medkd.errors import DataError
 from medkd.stages import stage_params
-
-pytestmark = pytest.mark.slow
 
 TRAIN = """
 import os, time, torch
@@ -46,7 +49,7 @@ def make(folder):
 load_or_make(Unit("02_teacher_training", 1, {"epochs": epochs, "seed": seed}, "cohort", [], "tiny"), make)
 """
 LOG = 'with open("../ran.txt", "a") as log: log.write(f"{STAGE} {seed}\\n")'
-N_STEPS = 4  # an epoch
+N_STEPS = 4  # of an epoch
 
 
 def write_notebook(project, stage, body):
@@ -57,8 +60,10 @@ def write_notebook(project, stage, body):
 
 
 @pytest.fixture
-def project(tmp_path):
+def project(tmp_path, monkeypatch):
     """A project with a vector cohort, whose chain has three notebooks; the teacher trains a line, slowly."""
+    monkeypatch.setenv("MEDKD_HOME", str(tmp_path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     (tmp_path / "notebooks").mkdir()
     data = tmp_path / "own"
     data.mkdir()
@@ -70,29 +75,40 @@ def project(tmp_path):
     return tmp_path
 
 
+TEACHER = {"notebooks": ["02_teacher_training"]}
+N_ALL = 3 * N_STEPS
+
+
 def study_file(project, name="study", **changes):
     study = {"name": name, "cohorts": [{"dataset": "own", "root": "own"}], "parameters": {"teacher.epochs": 3}}
-    (project / f"{name}.yaml").write_text(yaml.safe_dump(study | {"grid": {"seed": [0]}} | changes))
-    return f"{name}.yaml"
+    path = project / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(study | {"grid": {"seed": [0]}} | changes))
+    return path
 
 
-def start(project, *arguments):
-    environment = os.environ | {"MEDKD_HOME": str(project), "OMP_NUM_THREADS": "1"}
+def run_here(path, **options):
+    """Run a study with this process as its client; the unfinished cells, and what was said."""
+    said = []
+    return run_study(Study.read(path), say=said.append, **options), "\n".join(said)
+
+
+def start(path, *arguments):
+    """The command, as from a terminal: Ctrl-C goes to its whole process group."""
     return subprocess.Popen(
-        [sys.executable, "-m", "medkd", "batch", *arguments],
-        cwd=project,
-        env=environment,
+        [sys.executable, "-m", "medkd", "batch", path.name, *arguments],
+        cwd=path.parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
 
 
-def finish(process, seconds=150):
+def finish(process, seconds=120):
     try:
         output, _ = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
         raise
     return process.returncode, output
 
@@ -110,9 +126,14 @@ def wait_for(condition, seconds=90):
     raise AssertionError("waited in vain")
 
 
-def kernel_pid(project, n_steps=3):
-    """Pid of the kernel that has done so many steps."""
-    return int(wait_for(lambda: len(lines := lines_of(project, "steps.txt")) >= n_steps and lines[-1]).split()[0])
+def kernel_of(project, n_steps, after=0):
+    """The kernel at work, once it has done that many steps; the first one after those lines of steps.txt."""
+    lines = wait_for(lambda: len(found := lines_of(project, "steps.txt")[after:]) >= n_steps and found)
+    return psutil.Process(int(lines[-1].split()[0]))
+
+
+def has_ended(process):
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
 def states(project, name="study"):
@@ -120,107 +141,159 @@ def states(project, name="study"):
     return [notebook["state"] for cell in record["cells"] for notebook in cell["notebooks"]]
 
 
+@pytest.mark.slow
 def test_shared_notebooks_run_once_failures_stop_what_needs_them_and_the_rest_goes_on(project):
-    grid = {"seed": [0, 1], "n_resamples": [100, 200]}
-    body = TRAIN + "\nif seed == 1: raise ValueError('no such weights')"
-    write_notebook(project, "02_teacher_training", body)
-    path = study_file(project, grid=grid, parameters={"teacher.epochs": 1})
-    code, output = finish(start(project, path, "--workers", "2"))
-    assert code == 3, output
-    assert "2 cells did not finish" in output and "no such weights" in output
-    assert f"medkd batch {path}" in output
-    ran = lines_of(project, "ran.txt")
-    assert sorted(ran) == ["01 0", "01 1", "02 0", "02 1", "07 0", "07 0"]
-    assert sorted(states(project)) == ["failed"] * 2 + ["finished"] * 8 + ["skipped"] * 2
+    write_notebook(project, "02_teacher_training", "if seed: raise ValueError('no such weights')\n" + TRAIN)
+    cells = [{"seed": 0, "n_resamples": 100}, {"seed": 0, "n_resamples": 200}, {"seed": 1}]
+    path = study_file(project, grid={}, cells=cells, parameters={"teacher.epochs": 1})
+    unfinished, said = run_here(path, workers=2)
+    assert unfinished == ["own+seed=1"]
+    assert "own+seed=1/02_teacher_training: failed (02_teacher_training.own, cell 3" in said
+    assert "no such weights" in said and "2 of 3 cells finished, 0 running, 1 failed" in said
+    assert sorted(lines_of(project, "ran.txt")) == ["01 0", "01 1", "02 0", "02 1", "07 0", "07 0"]
+    assert sorted(states(project)) == ["failed"] + ["finished"] * 7 + ["skipped"]
 
-    write_notebook(project, "02_teacher_training", TRAIN + "\n'mended'")
-    code, output = finish(start(project, path, "--workers", "2"))
-    assert code == 0, output
+    write_notebook(project, "02_teacher_training", TRAIN)
+    assert run_here(path, workers=2)[0] == []
     assert set(states(project)) == {"finished"}
-    assert lines_of(project, "made.txt").count("0") == 1, "a finished stage was made again"
+    assert lines_of(project, "made.txt") == ["0", "1"], "a finished stage was made again"
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_only_the_steps_since_the_last_checkpoint(project):
-    process = start(project, study_file(project), "--workers", "1")
-    kernel = psutil.Process(kernel_pid(project))
-    worker = kernel.parent().parent()
-    worker.send_signal(signal.SIGKILL)
+    process = start(study_file(project, **TEACHER), "--workers", "1")
+    kernel = kernel_of(project, 3)
+    kernel.parent().parent().kill()  # kernel, process of the notebook, worker
     code, output = finish(process)
     assert code == 0, output
-    assert not kernel.is_running() or kernel.status() == psutil.STATUS_ZOMBIE
+    assert has_ended(kernel)
     steps = lines_of(project, "steps.txt")
     assert len({line.split()[0] for line in steps}) == 2, "another kernel went on"
-    assert 3 * N_STEPS <= len(steps) <= 3 * N_STEPS + 2  # the step that was under way, and one without checkpoint
+    assert N_ALL <= len(steps) <= N_ALL + 2  # the step that was under way, and one without checkpoint
     assert lines_of(project, "made.txt") == ["0"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_study_ends_soon_and_goes_on(project):
-    process = start(project, path := study_file(project), "--workers", "1")
-    kernel = psutil.Process(kernel_pid(project))
-    process.send_signal(signal.SIGINT)
-    code, output = finish(process, 60)
+    process = start(path := study_file(project, **TEACHER), "--workers", "1")
+    kernel = kernel_of(project, 3)
+    os.killpg(process.pid, signal.SIGINT)
+    code, output = finish(process, 30)
     assert code == 130, output
-    assert "interrupted; finished notebooks are kept" in output
-    wait_for(lambda: not kernel.is_running() or kernel.status() == psutil.STATUS_ZOMBIE, 20)
-    code, output = finish(start(project, path))
-    assert code == 0, output
-    assert len(lines_of(project, "steps.txt")) <= 3 * N_STEPS + 2
+    assert "interrupted; finished notebooks are kept" in output and "Traceback" not in output
+    wait_for(lambda: has_ended(kernel), 10)
+    assert states(project) == ["waiting"]
+    stopped = project / "reports" / "study" / "own+seed=0" / "notebooks" / "02_teacher_training.own.ipynb"
+    assert "This run stopped: interrupt" in nbformat.read(stopped, as_version=4).cells[0].source
+    assert run_here(path)[0] == []
+    assert N_ALL <= len(lines_of(project, "steps.txt")) <= N_ALL + 2
 
 
-def dask(project, *arguments):
-    environment = os.environ | {"MEDKD_HOME": str(project)}
-    return subprocess.Popen(
-        [sys.executable, "-m", "distributed.cli." + arguments[0], *arguments[1:]],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd=project,
-    )
+@pytest.fixture
+def cluster(project):
+    """Address and process of a scheduler that runs by itself, with a worker."""
 
+    def dask(kind, *arguments):
+        line = [sys.executable, "-m", f"distributed.cli.dask_{kind}", *arguments, "--no-dashboard"]
+        return subprocess.Popen(line, cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
-def test_a_killed_scheduler_loses_nothing_that_was_finished(project):
-    """A scheduler and a worker of their own, as on a cluster; then the same command on a cluster started here."""
-    write_notebook(project, "01_data_exploration", "'fine'")
-    address_file = project / "scheduler.json"
-    scheduler = dask(project, "dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
-                     "--scheduler-file", str(address_file))  # fmt: skip
-    worker = None
+    file = project / "scheduler.json"
+    scheduler = dask("scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(file))
+    started = [scheduler]
     try:
-        wait_for(lambda: address_file.exists() and address_file.stat().st_size)
-        address = json.loads(address_file.read_text())["address"]
-        worker = dask(project, "dask_worker", address, "--nthreads", "1", "--no-dashboard", "--host", "127.0.0.1")
-        process = start(project, path := study_file(project), "--scheduler", address)
-        kernel_pid(project)
-        wait_for(lambda: "finished" in states(project))
-        scheduler.kill()
-        code, output = finish(process)
-        assert code == 3, output
-        assert "connection to the Dask scheduler was lost" in output
+        wait_for(lambda: file.exists() and file.stat().st_size)
+        address = json.loads(file.read_text())["address"]
+        started.append(dask("worker", address, "--nthreads", "1", "--host", "127.0.0.1"))
+        yield address, scheduler
     finally:
-        for each in (scheduler, worker):
-            if each is not None:
-                each.kill()
-                each.wait()
-    code, output = finish(start(project, path))
-    assert code == 0, output
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.slow
+def test_a_cluster_stops_with_the_client_and_a_killed_scheduler_loses_nothing_that_was_finished(project, cluster):
+    address, scheduler = cluster
+    path = study_file(project, notebooks=["01_data_exploration", "02_teacher_training"])
+    process = start(path, "--scheduler", address)
+    kernel = kernel_of(project, 2)
+    process.kill()  # not even a word to the scheduler
+    wait_for(lambda: has_ended(kernel), 20)
+
+    n_before = len(lines_of(project, "steps.txt"))
+    process = start(path, "--scheduler", address)
+    kernel_of(project, 2, after=n_before)
+    scheduler.kill()
+    code, output = finish(process)
+    assert code == 3, output
+    assert "connection to the Dask scheduler was lost" in output
+    assert states(project) == ["finished", "waiting"]
+
+    assert run_here(path)[0] == []
     assert lines_of(project, "ran.txt").count("01 0") == 1, "a finished notebook was run again"
     assert lines_of(project, "made.txt") == ["0"]
-    assert len(lines_of(project, "steps.txt")) <= 3 * N_STEPS + 2
+    assert N_ALL <= len(lines_of(project, "steps.txt")) <= N_ALL + 4
 
 
+@pytest.mark.slow
 def test_two_studies_at_once_share_a_stage_without_making_it_twice(project):
-    both = [start(project, study_file(project, name), "--workers", "1") for name in ("one", "two")]
-    for process in both:
-        code, output = finish(process)
-        assert code == 0, output
+    other = start(study_file(project, "one", **TEACHER), "--workers", "1")
+    unfinished, _ = run_here(study_file(project, "two", **TEACHER), workers=1)
+    code, output = finish(other)
+    assert code == 0, output
+    assert unfinished == []
     assert lines_of(project, "made.txt") == ["0"]
-    assert len(lines_of(project, "steps.txt")) == 3 * N_STEPS
-    assert states(project, "one") == states(project, "two") == ["finished"] * 3
+    assert len(lines_of(project, "steps.txt")) == N_ALL
+    assert states(project, "one") == states(project, "two") == ["finished"]
 
 
-def test_an_address_where_no_scheduler_is_and_a_bad_jobqueue_file_are_told(project):
-    code, output = finish(start(project, study_file(project), "--scheduler", "tcp://127.0.0.1:9"))
-    assert code == 2 and "no Dask scheduler answers at tcp://127.0.0.1:9" in output
+@pytest.mark.slow
+def test_the_same_study_runs_on_jobs_of_a_queue(project, monkeypatch):
+    """With dask-jobqueue's cluster of local jobs: same scripts and same classes as Slurm's, without a queue."""
+    dask_jobqueue = pytest.importorskip("dask_jobqueue")
+    from dask_jobqueue.local import LocalCluster
+
+    monkeypatch.setattr(dask_jobqueue, "LocalCluster", LocalCluster, raising=False)
+    arguments = {"cores": 1, "memory": "4GB", "scheduler_options": {"host": "127.0.0.1"}}
+    arguments |= {"log_directory": str(project), "local_directory": str(project)}
+    queue = project / "queue.yaml"
+    queue.write_text(yaml.safe_dump({"cluster": "LocalCluster", "jobs": 1, "arguments": arguments}))
+    assert run_here(study_file(project, notebooks=["01_data_exploration"]), jobqueue=str(queue))[0] == []
+    assert lines_of(project, "ran.txt") == ["01 0"]
+
+
+@pytest.mark.slow
+def test_each_worker_sees_one_gpu(project, monkeypatch):
+    lister = project / "nvidia-smi"
+    lister.write_text("#!/bin/sh\necho 'GPU 0: any'\necho 'GPU 1: any'\n")
+    lister.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{project}:{os.environ['PATH']}")
+    with engine._client("", "", 0, 5) as client:
+        client.wait_for_workers(2, timeout=60)
+        seen = client.run(lambda: os.environ["CUDA_VISIBLE_DEVICES"])
+        addresses = list(seen)
+    assert sorted(seen.values()) == ["0", "1"]
+    assert all(address.startswith("tcp://127.0.0.1:") for address in addresses)
+
+
+def test_an_address_where_no_scheduler_is_and_a_bad_jobqueue_file_are_told(project, monkeypatch):
+    monkeypatch.setattr(engine, "CONNECT_WITHIN", 0.5)
+    path = study_file(project)
+    with pytest.raises(DataError, match="no Dask scheduler answers at tcp://127.0.0.1:9"):
+        run_here(path, scheduler="tcp://127.0.0.1:9")
     Path(project / "queue.yaml").write_text("cluster: NoSuchCluster\njobs: 2\n")
-    code, output = finish(start(project, study_file(project), "--jobqueue", "queue.yaml"))
-    assert code == 2 and "must name cluster (such as SLURMCluster)" in output
+    with pytest.raises(DataError, match=r"queue\.yaml must name cluster \(such as SLURMCluster\)"):
+        run_here(path, jobqueue=str(project / "queue.yaml"))
+    assert not lines_of(project, "ran.txt")
+
+
+def test_a_study_that_runs_already_or_has_no_folder_is_refused(project):
+    path = study_file(project)
+    (project / "reports" / "study").mkdir(parents=True)
+    with (project / "reports" / "study" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(DataError, match="another process runs study study already"):
+            run_here(path)
+    (project / "reports" / "other").write_text("a file")
+    with pytest.raises(DataError, match="other cannot be written to .*give it write permission"):
+        run_here(study_file(project, "other"))

@@ -1,5 +1,7 @@
 """Study files and what they come to; nothing is run."""
 
+import json
+
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -76,6 +78,9 @@ def test_notebooks_that_are_the_same_in_several_cells_are_run_once(tmp_path):
         ({"cohorts": [{"dataset": "phantom-gliom"}]}, 'did you mean "phantom-glioma"'),
         ({"preset": "slow"}, 'preset "slow" is unknown'),
         ({"cells": [{"seed": 0, "distillation.lr": 0.001}]}, "two cells of study ablation are the same"),
+        ({"cohorts": [{"dataset": "own", "root": each} for each in "ab"]}, '"cohorts": own is named twice'),
+        ({"notebooks": ["03_destillation"]}, 'there is no notebook "03_destillation"; did you mean "03_distillation"'),
+        ({"notebooks": ["04_moco_url"]}, "notebooks: phantom-glioma has none of 04_moco_url; it has 01_data"),
     ],
 )
 def test_mistakes_are_told_before_anything_runs(tmp_path, changes, message):
@@ -98,6 +103,27 @@ def test_a_relative_root_counts_from_the_study_file(tmp_path):
     assert Study.read(path).cohorts[0].root == str(tmp_path / "data")
 
 
+def test_names_of_cells_stay_apart_where_a_folder_cannot_tell_them(tmp_path):
+    cells = [{"methods": ["ce", "gmcd"]}, {"split_file": "a/b.csv"}, {"split_file": "a-b.csv"}]
+    cells += [{"split_file": "long/" * 60 + last} for last in ("a", "b")]
+    names = [cell.name for cell in expand(Study.read(written(tmp_path, grid=None, cells=cells)))]
+    assert names[0] == "phantom-glioma+methods=ce,gmcd" and names[2] == "phantom-glioma+split_file=a-b.csv"
+    assert len(set(names)) == 5 and all(len(name) <= 120 and "/" not in name for name in names)
+
+
+def test_files_beside_the_study_file_are_found_from_the_notebooks_folder(tmp_path):
+    (tmp_path / "split.csv").write_text("")
+    (cell,) = expand(Study.read(written(tmp_path, grid=None, cells=[{"split_file": "split.csv"}])))
+    assert cell.entries[1].parameters["split_file"] == str(tmp_path / "split.csv")
+    assert cell.parameters == {"split_file": "split.csv"}, "study.json and names say what the file says"
+
+
+def test_a_study_may_ask_for_some_notebooks(tmp_path):
+    some = ["03_distillation", "02_teacher_training"]
+    cells = expand(Study.read(written(tmp_path, notebooks=some)))
+    assert {tuple(entry.notebook for entry in cell.entries) for cell in cells} == {tuple(sorted(some))}
+
+
 @pytest.fixture
 def notebooks(project):
     """A project whose notebooks are there, and empty."""
@@ -111,6 +137,7 @@ def test_the_board_counts_cells_and_estimates_from_what_finished(tmp_path, noteb
     study = Study.read(written(tmp_path, cells=None))
     cells = expand(study)
     nodes, of_cell = nodes_of(cells, {"phantom-glioma": "content"})
+    (notebooks / "reports" / "ablation").mkdir(parents=True)
     board = Board(study, cells, nodes, of_cell, waiting=list(nodes), say=lambda line: None)
     assert board.summary() == "0 of 4 cells finished, 0 running"
     first = of_cell[cells[0].name]
@@ -120,6 +147,10 @@ def test_the_board_counts_cells_and_estimates_from_what_finished(tmp_path, noteb
     # open: one exploration (2), one teacher (10), three students (20), three evaluations (4)
     assert board.seconds_left() == 2 + 10 + 60 + 12
     assert board.summary().startswith("1 of 4 cells finished")
+    board.started(of_cell[cells[1].name][2])
+    record = json.loads((notebooks / "reports" / "ablation" / "study.json").read_text())
+    assert list(record) == ["name", "study", "code", "cells"] and record["study"]["grid"] == GOOD["grid"]
+    assert [each["state"] for each in record["cells"][1]["notebooks"]] == ["finished"] * 2 + ["running", "waiting"]
     board.ended(of_cell[cells[1].name][2], {"state": "failed", "seconds": 1, "error": "no such weights"})
     assert board.cell_state(cells[1].name) == "failed"
     assert cells[1].name in board.close()

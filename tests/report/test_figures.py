@@ -6,7 +6,8 @@ import pytest
 from matplotlib.colors import to_hex
 
 from medkd.errors import DataError, ParameterError
-from medkd.report import figures
+from medkd.evaluation.metrics import calibration_table
+from medkd.report import figures, figures_results
 from medkd.report.style import METHOD_COLOURS, PALETTE, method_colour, panels, use_style
 
 
@@ -48,7 +49,7 @@ def test_unknown_methods_keep_one_colour_and_a_modality_alone_has_the_second_one
 
 def test_learning_curves_draw_the_columns_against_the_epoch(ax):
     history = pd.DataFrame({"epoch": [1, 2, 3], "loss": [3.0, 2.0, 1.0], "val": [0.5, 0.6, 0.7]})
-    assert figures.learning_curves(history, ["loss", "val"], ax, labels=["loss", "GMCD"]) is ax
+    assert figures_results.learning_curves(history, ["loss", "val"], ax, labels=["loss", "GMCD"]) is ax
     loss, val = ax.lines
     assert loss.get_xydata().tolist() == [[1, 3], [2, 2], [3, 1]]
     assert val.get_ydata().tolist() == [0.5, 0.6, 0.7]
@@ -57,18 +58,20 @@ def test_learning_curves_draw_the_columns_against_the_epoch(ax):
     assert not ax.collections
 
 
-def test_learning_curves_of_two_runs_are_their_mean_and_range(ax):
+def test_learning_curves_of_two_runs_are_their_mean_and_a_band_of_one_sd(ax):
     history = pd.DataFrame({"epoch": [1, 2, 1, 2], "loss": [1.0, 2.0, 3.0, 6.0]})
-    figures.learning_curves(history, ["loss"], ax)
+    figures_results.learning_curves(history, ["loss"], ax)
     assert ax.lines[0].get_ydata().tolist() == [2, 4]
     band = ax.collections[0].get_paths()[0].vertices
-    assert {tuple(point) for point in band} >= {(1, 1), (1, 3), (2, 2), (2, 6)}
+    corners = [[1, 2 - 2**0.5], [1, 2 + 2**0.5], [2, 4 - 8**0.5], [2, 4 + 8**0.5]]  # (3 - 1) / sqrt 2, (6 - 2) / sqrt 2
+    for corner in corners:
+        assert np.isclose(band, corner).all(axis=1).any(), corner
 
 
 def test_second_call_adds_lines_in_the_next_colour(ax):
     history = pd.DataFrame({"epoch": [1, 2], "a": [1.0, 2.0], "b": [2.0, 1.0]})
-    figures.learning_curves(history, ["a"], ax)
-    figures.learning_curves(history, ["b"], ax)
+    figures_results.learning_curves(history, ["a"], ax)
+    figures_results.learning_curves(history, ["b"], ax)
     assert [line.get_color() for line in ax.lines] == list(PALETTE[:2])
 
 
@@ -76,22 +79,35 @@ def test_method_curves_draw_one_colour_a_method(ax):
     history = pd.DataFrame(
         {"method": ["KD", "KD", "KD", "GMCD"], "part": [0, 1, 0, 0], "epoch": [1, 1, 2, 1], "val_auc": [1.0, 2, 4, 3]}
     )
-    figures.method_curves(history, "val_auc", ax)
+    figures_results.method_curves(history, "val_auc", ax)
     assert [line.get_xydata().tolist() for line in ax.lines] == [[[1, 1.5], [2, 4]], [[1, 3]]]
     assert [line.get_color() for line in ax.lines] == [METHOD_COLOURS["KD"], METHOD_COLOURS["GMCD"]]
-    assert legend_texts(ax) == ["KD", "GMCD"] and ax.get_ylabel() == "val auc"
+    assert [line.get_label() for line in ax.lines] == ["KD", "GMCD"] and ax.get_ylabel() == "val auc"
+
+
+def test_methods_that_share_a_colour_differ_in_their_dash(ax):
+    methods = [f"method {number}" for number in range(12)]
+    history = pd.DataFrame({"method": methods, "epoch": 1, "loss": 1.0})
+    figures_results.method_curves(history, "loss", ax)
+    assert len({(line.get_color(), line.get_linestyle()) for line in ax.lines}) == 12
+
+
+def test_epochs_at_which_a_method_was_not_measured_are_left_out(ax):
+    history = pd.DataFrame({"method": ["KD", "KD", "CE only"], "epoch": [1, 2, 1], "loss": [1.0, np.nan, np.nan]})
+    figures_results.method_curves(history, "loss", ax)
+    assert [line.get_xydata().tolist() for line in ax.lines] == [[[1, 1]]]
 
 
 def test_weights_over_time_start_at_zero_and_drop_the_prefix(ax):
     history = pd.DataFrame({"epoch": [1, 2], "weight_kd_teacher": [1.0, 5.0], "weight_kd_momentum": [0.5, 0.8]})
-    figures.weights_over_time(history, ["weight_kd_teacher", "weight_kd_momentum"], ax)
+    figures_results.weights_over_time(history, ["weight_kd_teacher", "weight_kd_momentum"], ax)
     assert legend_texts(ax) == ["kd teacher", "kd momentum"]
     assert ax.lines[0].get_ydata().tolist() == [1, 5]
     assert ax.get_ylim()[0] == 0
 
 
 def test_confusion_shows_shares_of_each_true_class_and_counts(ax):
-    figures.confusion(np.array([[3, 1], [0, 0]]), ["grade II", "grade III"], ax)
+    figures_results.confusion(np.array([[3, 1], [0, 0]]), ["grade II", "grade III"], ax)
     np.testing.assert_allclose(ax.images[0].get_array().filled(np.nan), [[0.75, 0.25], [np.nan, np.nan]])
     assert cell_texts(ax) == ["0.75\n(3)", "0.25\n(1)", "–", "–"]
     assert [text.get_color() for text in ax.texts[:2]] == ["white", "black"]
@@ -119,7 +135,7 @@ def test_interval_bars_put_the_first_method_on_top(ax):
     table = pd.DataFrame(
         {"method": ["teacher", "GMCD"], "value": [0.9, 0.8], "low": [0.85, 0.81], "high": [0.95, 0.84]}
     )
-    figures.interval_bars(table, ax)
+    figures_results.interval_bars(table, ax)
     spans, dots = ax.lines[::2], ax.lines[1::2]
     assert [list(line.get_xdata()) for line in spans] == [[0.85, 0.95], [0.81, 0.84]]
     assert [dot.get_xydata().tolist() for dot in dots] == [[[0.9, 0]], [[0.8, 1]]]
@@ -130,7 +146,7 @@ def test_interval_bars_put_the_first_method_on_top(ax):
 
 def test_scatter_draws_rare_classes_last_and_larger(ax):
     coordinates = np.array([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0], [3.0, 3.0]])
-    figures.scatter_embedding(coordinates, np.array([1, 0, 0, 2]), ["DF", "NV", "VASC"], ax, on_top=["DF"])
+    figures_results.scatter_embedding(coordinates, np.array([1, 0, 0, 2]), ["DF", "NV", "VASC"], ax, on_top=["DF"])
     assert [dots.get_label() for dots in ax.collections] == ["NV", "VASC", "DF"]
     assert ax.collections[2].get_offsets().tolist() == [[1, 1], [2, 2]]
     assert ax.collections[2].get_sizes()[0] > ax.collections[0].get_sizes()[0]
@@ -140,7 +156,7 @@ def test_scatter_draws_rare_classes_last_and_larger(ax):
 
 def test_scatter_refuses_a_class_that_is_not_there(ax):
     with pytest.raises(ParameterError, match="'MEL', which is not among the classes NV"):
-        figures.scatter_embedding(np.zeros((1, 2)), np.zeros(1), ["NV"], ax, on_top=["MEL"])
+        figures_results.scatter_embedding(np.zeros((1, 2)), np.zeros(1), ["NV"], ax, on_top=["MEL"])
 
 
 def test_image_grid_shows_the_pixels_and_hides_left_over_axes():
@@ -191,7 +207,7 @@ def test_histograms_share_bins_and_have_area_one(ax):
 def test_calibration_draws_accuracy_against_confidence_and_writes_the_error(ax):
     """Two bins: three at .9, two of them right; one at .6, right: ECE = (3 |.9 - 2/3| + .4) / 4 = .275."""
     labels, probabilities = np.array([0, 0, 1, 0]), np.array([[0.9, 0.1]] * 3 + [[0.6, 0.4]])
-    figures.calibration(labels, probabilities, ax)
+    figures_results.calibration(calibration_table(labels, probabilities), ax)
     np.testing.assert_allclose(ax.lines[1].get_xydata(), [[0.6, 1], [0.9, 2 / 3]])
     np.testing.assert_allclose(ax.collections[0].get_sizes(), [10 + 90 / 4, 10 + 90 * 3 / 4])
     assert cell_texts(ax) == ["ECE 0.275"]
@@ -208,7 +224,7 @@ def test_kaplan_meier_draws_a_step_curve_with_band_for_each_group(ax):
             "at_risk": [10, 10, 4, 4, 2],
         }
     )
-    assert figures.kaplan_meier(table, ax) is ax
+    assert figures_results.kaplan_meier(table, ax) is ax
     low, high = ax.lines
     assert low.get_xydata().tolist() == [[0, 1], [9, 0.8]]
     assert high.get_xydata().tolist() == [[0, 1], [4, 0.5], [6, 0]]
@@ -218,6 +234,9 @@ def test_kaplan_meier_draws_a_step_curve_with_band_for_each_group(ax):
     assert band >= {(9, 0.6), (9, 0.9), (9, 1)}  # the step down at month 9
     assert legend_texts(ax) == ["low (n = 10)", "high (n = 4)"]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("months", "survival")
+    without = figures_results.kaplan_meier(table.assign(p_value=0.0123), plt.subplots()[1], legend=False)
+    assert without.get_legend() is None and [line.get_label() for line in without.lines] == ["low", "high"]
+    assert cell_texts(without) == ["log-rank p = 0.01"]
 
 
 def test_singular_spectrum_sorts_all_frequencies_and_puts_zeros_on_a_named_line(ax):
@@ -229,7 +248,7 @@ def test_singular_spectrum_sorts_all_frequencies_and_puts_zeros_on_a_named_line(
             "state": ["before"] * 4 + ["after"] * 4,
         }
     )
-    figures.singular_spectrum(table, ax)
+    figures_results.singular_spectrum(table, ax)
     before, after, floor = ax.lines
     assert before.get_ydata().tolist() == [8, 4, 1, 0.3]
     assert after.get_ydata().tolist() == [7, 3, 0.01, 0.01]
@@ -240,13 +259,13 @@ def test_singular_spectrum_sorts_all_frequencies_and_puts_zeros_on_a_named_line(
 
 
 def test_singular_spectrum_without_zeros_has_no_line_for_them(ax):
-    figures.singular_spectrum(pd.DataFrame({"value": [2.0, 1.0], "state": "before"}), ax)
+    figures_results.singular_spectrum(pd.DataFrame({"value": [2.0, 1.0], "state": "before"}), ax)
     assert len(ax.lines) == 1 and not ax.texts and legend_texts(ax) == ["before"]
 
 
 def test_singular_spectrum_names_values_that_no_log_axis_can_show(ax):
     with pytest.raises(DataError, match="singular values >= 0 and one above 0"):
-        figures.singular_spectrum(pd.DataFrame({"value": [0.0, 0.0], "state": "after"}), ax)
+        figures_results.singular_spectrum(pd.DataFrame({"value": [0.0, 0.0], "state": "after"}), ax)
 
 
 def test_panels_are_three_a_row_and_the_rest_is_hidden():
@@ -261,13 +280,13 @@ def test_a_setting_does_not_change_a_methods_colour():
 
 def test_confusion_of_many_classes_leaves_the_numbers_out():
     _, ax = plt.subplots()
-    figures.confusion(np.eye(6, dtype=int), list("abcdef"), ax)
+    figures_results.confusion(np.eye(6, dtype=int), list("abcdef"), ax)
     assert {text.get_text() for text in ax.texts} == {""}
 
 
 def test_only_the_panel_that_asks_for_it_has_a_legend():
     _, axes = plt.subplots(1, 2)
     for ax, legend in zip(axes, (False, True), strict=True):
-        figures.scatter_embedding(np.zeros((2, 2)), np.array([0, 1]), ["NV", "DF"], ax, legend=legend)
+        figures_results.scatter_embedding(np.zeros((2, 2)), np.array([0, 1]), ["NV", "DF"], ax, legend=legend)
     assert axes[0].get_legend() is None
     assert [text.get_text() for text in axes[1].get_legend().get_texts()] == ["NV", "DF"]

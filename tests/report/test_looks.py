@@ -9,7 +9,17 @@ import pytest
 from medkd.data.arrays import ArrayImages
 from medkd.data.cohort import Cohort, VectorTable
 from medkd.data.views import HYBRID
-from medkd.report.looks import class_examples, class_means, fold_table, headline, labels_by_base_class, views_of
+from medkd.report.looks import (
+    class_examples,
+    class_means,
+    embedding_caption,
+    fold_table,
+    headline,
+    labels_by_base_class,
+    risk_curves,
+    risk_curves_by_method,
+    views_of,
+)
 from medkd.stages.store import Run
 
 
@@ -110,3 +120,33 @@ def test_labels_by_base_class_are_shares_of_hard_labels(tmp_path):
     run = Run(tmp_path, "05", "key", {}, {}, (), "cohort", 0.0)
     shares = labels_by_base_class(run, ("NV", "MEL"), ("DF", "VASC"))
     np.testing.assert_allclose(shares.to_numpy(), [[2 / 3, 1 / 3], [0, 1]])
+
+
+def test_risk_curves_of_each_method_stand_under_one_another_with_their_p_value():
+    rng = np.random.default_rng(0)
+    names = [f"p{number}" for number in range(30)]
+    followed = pd.DataFrame({"id": names, "roi": names, "patient": names, "time": rng.exponential(20, 30), "event": 1})
+    methods = [followed.assign(method=name, risk=rng.standard_normal(30)) for name in ("teacher", "CE only")]
+    table = risk_curves_by_method(pd.concat(methods, ignore_index=True))
+    assert list(pd.unique(table["method"])) == ["teacher", "CE only"]
+    for name, rows in zip(("teacher", "CE only"), methods, strict=True):
+        curves, p_value = risk_curves(rows)
+        mine = table[table["method"] == name]
+        pd.testing.assert_frame_equal(mine[list(curves)].reset_index(drop=True), curves)
+        assert mine["p_value"].unique().tolist() == [p_value]
+
+
+def test_caption_of_an_embedding_holds_every_parameter_and_says_where_methods_were_fitted_alone():
+    embedding = pd.DataFrame({"method": ["teacher", "KD"] * 20, "reference": "teacher"})
+    caption = embedding_caption(embedding, seed=7)
+    for part in (
+        "n_neighbors 15",
+        "min_dist 0.1",
+        "init pca",
+        "seed 7",
+        "n = 20 images",
+        "fitted on the features of teacher",
+    ):
+        assert part in caption, part
+    alone = embedding_caption(embedding.assign(reference="").iloc[:-21], seed=7)
+    assert "fitted alone" in alone and "n = 9 to 10 images a method" in alone and "n_neighbors 9" in alone

@@ -1,0 +1,31 @@
+"""Figures of a paper, drawn again from their CSV: no run is loaded and nothing is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from medkd.report.artifacts import draw_figure, read_index
+from medkd.report.figures_paper import DRAW
+
+__all__ = ["DRAW", "redraw"]
+
+
+def redraw(folder: Path) -> list[str]:
+    """Draw every figure of a report that knows how (`Artifacts.drawn`) from its CSV; its PDF and PNG are replaced.
+
+    The same CSV gives the same bytes. Whoever wants other rows or names in a figure edits the CSV first.
+
+    Args:
+        folder: the report folder.
+
+    Returns:
+        "<stage>-<name>" of each figure that was drawn.
+
+    Raises:
+        DataError: if a CSV is missing or lacks what its figure needs.
+        ParameterError: if an index names a figure that is not in `DRAW`.
+    """
+    entries = [entry for entry in read_index(folder) if "draw" in entry]
+    for entry in entries:
+        draw_figure(entry["draw"], Path(folder), entry["files"], simulated=entry["simulated"])
+    return [f"{entry['stage']}-{entry['name']}" for entry in entries]

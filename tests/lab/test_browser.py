@@ -1,0 +1,120 @@
+"""JupyterLab as a researcher uses it: a real server, a real browser, and what changes on the page."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+playwright = pytest.importorskip("playwright.sync_api", reason="needs medkd[browser]")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: apt install chromium)"),
+]
+
+BROWSE = """import numpy as np, pandas as pd
+from medkd.data.arrays import ArrayImages
+from medkd.data.cohort import Cohort, VectorTable
+from medkd.widgets.browser import browse
+label = np.arange(30) % 3
+table = pd.DataFrame({"id": [f"x{i:02d}" for i in range(30)], "label": label, "class": np.array(list("abc"))[label]})
+table["patient"], table["roi"] = [f"P{i // 2}" for i in range(30)], table["id"]
+images = {name: ArrayImages(np.full((30, 8, 8, 3), g, np.uint8)) for name, g in (("one", 90), ("two", 200))}
+values = np.random.default_rng(0).normal(size=(30, 20)).astype("f4")
+vectors = {"omic": VectorTable(values, tuple("abcdefghijklmnopqrst"))}
+browse(Cohort("toy", "Toy", True, ("a", "b", "c"), table, images, vectors))"""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """The address of `medkd lab` on a small notebook, with its token."""
+    home = tmp_path_factory.mktemp("lab")
+    (home / "notebooks").mkdir()
+    kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    for name, cells in (("browse", [BROWSE]),):
+        book = new_notebook(cells=[new_code_cell(code) for code in cells], metadata=kernel)
+        nbformat.write(book, home / "notebooks" / f"{name}.ipynb")
+    environment = os.environ | {"MEDKD_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    environment.pop("MEDKD_HEADLESS", None)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "medkd", "lab", "--no-browser", "--port", "18888"],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=home,
+    )  # fmt: skip
+    address = ""
+    while not address:
+        line = server.stdout.readline()
+        assert line, "the server ended"
+        if found := re.search(r"(http://127\.0\.0\.1:\d+)/lab\?token=(\w+)", line):
+            address = found
+    yield address[1], address[2]
+    server.terminate()
+    server.wait(20)
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with playwright.sync_playwright() as engine:
+        browser = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(lab, chromium, tmp_path):
+    """A function: name of a notebook -> its page; errors in the console end the test."""
+    errors, pages = [], []
+    folder = Path(os.environ.get("MEDKD_SCREENSHOTS", tmp_path))
+
+    def open_(name):
+        address, token = lab
+        page = chromium.new_page(viewport={"width": 1300, "height": 1000})
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        for _ in range(30):
+            try:
+                page.goto(f"{address}/lab/tree/{name}.ipynb?token={token}&reset", timeout=60_000)
+                break
+            except playwright.Error:
+                time.sleep(1)
+        page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=120_000)
+        page.wait_for_selector(r"text=/Python 3.*\| Idle/", timeout=120_000)
+        pages.append((name, page))
+        return page
+
+    yield open_
+    for name, page in pages:
+        folder.mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=folder / f"{name}.png", full_page=True)
+        page.close()
+    ours = [text for text in errors if "favicon" not in text and "Failed to load resource" not in text]
+    assert ours == []
+
+
+def run_cell(page, number):
+    """Click a cell, press Shift+Enter, and wait until the kernel has it."""
+    cell = page.locator(".jp-Notebook .jp-CodeCell").nth(number)
+    cell.locator(".cm-content").click()
+    page.keyboard.press("Shift+Enter")
+    cell.locator(r"text=/\[(\*|\d+)\]:/").first.wait_for(timeout=20_000)
+
+
+def test_the_cohort_browser_filters_pages_and_shows_a_sample(opened):
+    page = opened("browse")
+    run_cell(page, 0)
+    page.wait_for_selector("text=30 of 30 samples, 15 patients", timeout=180_000)
+    page.get_by_label("class").select_option("b")
+    page.wait_for_selector("text=10 of 30 samples, 10 patients", timeout=20_000)
+    assert page.locator("figure").count() == 10 and page.locator("figure img").count() == 20
+    page.get_by_label("sample").select_option(index=1)
+    page.wait_for_selector('img[alt="one of x04"]', timeout=20_000)
+    page.wait_for_selector("text=P2", timeout=20_000)
+    page.get_by_label("patient").fill("p14")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=1 of 30 samples, 1 patients", timeout=20_000)
