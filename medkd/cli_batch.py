@@ -42,12 +42,11 @@ def batch(
     What is finished is not run again; after a failure or an interruption the same command goes on. Exit status:
     0 all finished, 2 bad input, 3 some cells failed, 130 interrupted.
     """
+    from medkd.batch.engine import SchedulerLost, is_finished, prepare, run_study
+    from medkd.batch.study import Study
     from medkd.errors import MedkdError
 
     try:
-        from medkd.batch.engine import is_finished, prepare, run_study
-        from medkd.batch.study import Study
-
         asked = Study.read(Path(study))
         if dry_run:
             cells, nodes, of_cell = prepare(asked)
@@ -68,8 +67,10 @@ def batch(
             cell_timeout=cell_timeout or None,
             say=lambda line: print(line, flush=True),
         )
+    except SchedulerLost as error:
+        fail(str(error), 3)
     except MedkdError as error:
-        fail(str(error), 3 if type(error).__name__ == "SchedulerLost" else 2)
+        fail(str(error), 2)
     except KeyboardInterrupt:
         fail("interrupted; finished notebooks are kept, and the same command goes on from there", 130)
     if unfinished:

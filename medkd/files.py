@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -69,8 +70,42 @@ def check_room(folder: Path, n_bytes: int, *, what: str, remedy: str) -> None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`; a second process that asks for it waits."""
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock file `path`; a second process that asks for it waits.
+
+    Raises:
+        BlockingIOError: another process holds it, and `wait` is False.
+    """
     with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # released by the system when the process ends, however it ends
+        # released by the system when the process ends, however it ends
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
+
+
+def make_once(path: Path, write: Callable[[Path], Any]) -> None:
+    """Make a file of a cache unless it is there, as `write_atomically` does; of several processes one makes it.
+
+    What a process left that was killed is cleared up.
+    """
+    if path.is_file():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.with_suffix(".lock")):
+        if not path.is_file():  # another process made it while this one waited
+            for left in path.parent.glob(f".{path.name}.*.part"):
+                left.unlink()
+            write_atomically(path, write)
+
+
+def digest_of(path: Path, kind: str = "sha256") -> str:
+    """Hex digest of a file's content; `kind` is a name that hashlib knows."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, kind).hexdigest()
+
+
+def unwritable(folder: Path, error: OSError) -> DataError:
+    """The error to raise where a folder of the project cannot be written to."""
+    return DataError(
+        f"{folder} cannot be written to ({error.strerror}); give it write permission, or set MEDKD_HOME to a folder "
+        "that has it"
+    )

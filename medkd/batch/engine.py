@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shlex
 import sys
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from medkd.batch.node import TOPIC, n_gpus, run_node
 from medkd.batch.progress import Board
 from medkd.batch.study import Cell, Node, Study, expand, nodes_of
 from medkd.errors import DataError, MedkdError
+from medkd.files import locked, unwritable
 from medkd.paths import home, reports_dir
 from medkd.report.entry import checked_cohort, read_state
 
@@ -108,21 +108,16 @@ def _alone(study: Study) -> Iterator[None]:
         DataError: another process runs it, or its folder cannot be written to.
     """
     folder = reports_dir() / study.name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = (folder / ".lock").open("w")
-    except OSError as error:
-        raise DataError(
-            f"{folder} cannot be written to ({error.strerror}); give it write permission, or set MEDKD_HOME to a "
-            "folder that has it"
-        ) from error
-    with handle:
+    with ExitStack() as held:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the system, however the process ends
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(folder / ".lock", wait=False))
         except BlockingIOError:
             raise DataError(
                 f"another process runs study {study.name} already; wait for it, or give this one another name"
             ) from None
+        except OSError as error:
+            raise unwritable(folder, error) from error
         yield
 
 

@@ -7,7 +7,6 @@ things out, and `medkd.data.ham10000` or `medkd.data.isic2018` for results.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from medkd.data import isic2018
 from medkd.data.arrays import ArrayImages
 from medkd.data.cohort import Cohort
 from medkd.errors import DataError, ParameterError
-from medkd.files import check_room, locked, write_atomically
+from medkd.files import check_room, digest_of, make_once
 
 TITLE = "DermaMNIST"
 LICENCE = "CC BY-NC 4.0"
@@ -106,14 +105,8 @@ def _labels(path: Path, part: str) -> np.ndarray:
 def _pixels(path: Path, n_images: list[int], cache_dir: Path | None) -> np.ndarray:
     """The images of all parts under one another as a memory map, unpacked once."""
     folder = (places.cache_dir() if cache_dir is None else Path(cache_dir)) / "arrays"
-    folder.mkdir(parents=True, exist_ok=True)
-    with path.open("rb") as handle:
-        key = hashlib.file_digest(handle, "sha256").hexdigest()[:20]
-    target = folder / f"{key}.npy"
-    if not target.is_file():
-        with locked(target.with_suffix(".lock")):
-            if not target.is_file():
-                write_atomically(target, lambda written: _unpack(path, n_images, written))
+    target = folder / f"{digest_of(path)[:20]}.npy"
+    make_once(target, lambda written: _unpack(path, n_images, written))
     return np.load(target, mmap_mode="r")
 
 

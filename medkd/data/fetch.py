@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 import zipfile
@@ -18,7 +17,7 @@ from tqdm import tqdm
 from medkd import __version__
 from medkd.data.archives import unpack
 from medkd.errors import DataError, ParameterError
-from medkd.files import check_room, locked, write_json
+from medkd.files import check_room, digest_of, locked, write_json
 
 CHUNK = 2**16  # what a dropped connection loses at most: the rest of a chunk that had begun
 TIMEOUT = 60  # seconds without a byte, after which a connection counts as dropped
@@ -202,7 +201,7 @@ def _check(item: Download, part: Path) -> None:
         fault = f"has {n_bytes:,} bytes where the publisher tells {item.n_bytes:,}"
     elif item.checksum:
         kind, _, expected = item.checksum.partition(":")
-        found = _digest(part, kind)
+        found = digest_of(part, kind)
         fault = "" if found == expected else f"has the {kind} {found} where the publisher tells {expected}"
     elif item.file.endswith(".zip"):
         try:
@@ -223,13 +222,13 @@ def _is_known(item: Download, path: Path) -> bool:
         return False
     if item.checksum:
         kind, _, expected = item.checksum.partition(":")
-        return _digest(path, kind) == expected
+        return digest_of(path, kind) == expected
     known = _record(path.parent).get(item.file, {})
-    return known.get("url") == item.url and known.get("sha256") == _digest(path, "sha256")
+    return known.get("url") == item.url and known.get("sha256") == digest_of(path)
 
 
 def _remember(item: Download, path: Path) -> None:
-    entry = {"url": item.url, "n_bytes": path.stat().st_size, "sha256": _digest(path, "sha256")}
+    entry = {"url": item.url, "n_bytes": path.stat().st_size, "sha256": digest_of(path)}
     entry["checked"] = item.checksum or "no checksum is published: this is the file as it was loaded"
     write_json(path.parent / RECORD, _record(path.parent) | {item.file: entry})
 
@@ -243,11 +242,6 @@ def _record(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
-
-
-def _digest(path: Path, kind: str) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, kind).hexdigest()
 
 
 def _stamp_of(part: Path) -> Path:

@@ -5,16 +5,15 @@ Source: Tschandl, Rosendahl, Kittler 2018, doi:10.1038/sdata.2018.161; data doi:
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import pandas as pd
 
 from medkd.data import isic2018
 from medkd.data.cohort import Cohort
 from medkd.data.file_store import FileStore
-from medkd.data.images import FileImages, first_few
-from medkd.data.tables import existing_folder, named_classes, read_table
-from medkd.errors import DataError
+from medkd.data.images import FileImages
+from medkd.data.tables import existing_folder, find_files, named_classes, read_table
 
 TITLE = "HAM10000"
 LICENCE = isic2018.LICENCE
@@ -55,7 +54,9 @@ def read(root: str | Path, *, cache_dir: Path | None = None) -> Cohort:
     table = read_table(path, columns, keys=["lesion_id", "image_id"], separator="\t" if path.suffix == ".tab" else ",")
     table = table.sort_values("image_id", ignore_index=True)
     names = named_classes(table, "dx", WORDS, key="image_id", file=path.name)
-    paths = _paths(FileStore(root), table["image_id"], path.name)
+    missing = f"put {IMAGE_FOLDERS[0]}.zip and {IMAGE_FOLDERS[1]}.zip, or what is in them, there"
+    named = {"table": path.name, "missing": missing, "remedy": "get both parts", "name_of": lambda file: file.stem}
+    paths = find_files(FileStore(root), IMAGE_FOLDERS, table["image_id"], **named)
     frame = pd.DataFrame({"id": table["image_id"], "label": [isic2018.CLASSES.index(name) for name in names]})
     frame["class"], frame["patient"], frame["roi"] = names, table["lesion_id"], table["image_id"]
     for column in EXTRA_COLUMNS:
@@ -77,29 +78,3 @@ def read(root: str | Path, *, cache_dir: Path | None = None) -> Cohort:
         attribution=ATTRIBUTION,
         settings={"n_images": len(frame), "file_pixels": f"{width}x{height}"},
     )
-
-
-def _paths(store: FileStore, ids: pd.Series, table: str) -> list[str]:
-    """Where the image of each id lies.
-
-    Raises:
-        DataError: there is no image folder, a row has no image, or an image no row.
-    """
-    found: dict[str, str] = {}
-    for folder in IMAGE_FOLDERS:
-        if store.has(folder):
-            for name in store.images(folder):  # Kaggle's second copy of a part is passed over
-                found.setdefault(PurePosixPath(name).stem, name)
-    if not found:
-        raise DataError(
-            f"{store.root} holds no images; put {IMAGE_FOLDERS[0]}.zip and {IMAGE_FOLDERS[1]}.zip, or what is in them, "
-            "there"
-        )
-    absent, extra = sorted(set(ids) - set(found)), sorted(set(found) - set(ids))
-    if absent:
-        raise DataError(f"{table} names images that are not in {store.root}: {first_few(absent)}; get both parts")
-    if extra:
-        raise DataError(
-            f"{store.root} holds images without a row in {table}: {first_few(extra)}; use the publisher's full table"
-        )
-    return [found[image] for image in ids]

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from medkd import paths as places
 from medkd.data.file_store import FileStore
 from medkd.errors import DataError, ParameterError
-from medkd.files import check_room, locked, write_atomically, write_json
+from medkd.files import check_room, make_once, write_json
 
 # What Pillow raises on damaged files: SyntaxError comes from its PNG reader, the bomb error from absurd sizes.
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError, UnidentifiedImageError)
@@ -202,14 +202,7 @@ class _Files:
         boxes = "" if self.crops is None else repr(self.crops)
         key = hashlib.sha256("".join((DECODER, *self.hashes, boxes)).encode()).hexdigest()[:20]
         path = self.cache / f"{key}-{size}.npy"
-        if not path.is_file():
-            self.cache.mkdir(parents=True, exist_ok=True)
-            with locked(path.with_suffix(".lock")):
-                if not path.is_file():  # another process made it while this one waited
-                    for left in self.cache.glob(f".{path.name}.*.part"):  # of a process that was killed
-                        left.unlink()
-                    self._make_room(size)
-                    write_atomically(path, lambda part: self._decode_all(part, size))
+        make_once(path, lambda part: self._decode_all(part, size))
         return np.load(path, mmap_mode="r")
 
     def _make_room(self, size: int) -> None:
@@ -218,6 +211,7 @@ class _Files:
         check_room(self.cache, n_bytes, what="the decoded images", remedy="lower image_size")
 
     def _decode_all(self, part: Path, size: int) -> None:
+        self._make_room(size)
         pixels = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(len(self.file_of), size, size, 3))
         boxes = dict(zip(self.names, self.crops or [(None,)] * len(self.names), strict=True))
         failed = self.each(

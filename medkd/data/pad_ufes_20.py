@@ -11,9 +11,8 @@ import pandas as pd
 
 from medkd.data.cohort import Cohort
 from medkd.data.file_store import FileStore
-from medkd.data.images import FileImages, first_few
-from medkd.data.tables import encode_columns, existing_folder, named_classes, read_table
-from medkd.errors import DataError
+from medkd.data.images import FileImages
+from medkd.data.tables import encode_columns, existing_folder, find_files, named_classes, read_table
 
 TITLE = "PAD-UFES-20"
 LICENCE = "CC BY 4.0"
@@ -68,7 +67,10 @@ def read(root: str | Path, *, cache_dir: Path | None = None) -> Cohort:
     table["patient"], table["roi"] = rows["patient_id"], rows["patient_id"] + "/" + rows["lesion_id"]
     for column in EXTRA_COLUMNS:
         table[column] = rows[column]
-    images = FileImages(_paths(root, rows["img_id"]), root=root, cache_dir=cache_dir)
+    missing = "put imgs_part_1.zip, imgs_part_2.zip and imgs_part_3.zip there, or their content"
+    named = {"table": TABLE, "missing": missing, "remedy": "get all three parts"}
+    paths = find_files(FileStore(root), FOLDERS, rows["img_id"], **named)
+    images = FileImages(paths, root=root, cache_dir=cache_dir)
     return Cohort(
         name="pad-ufes-20",
         title=TITLE,
@@ -84,20 +86,3 @@ def read(root: str | Path, *, cache_dir: Path | None = None) -> Cohort:
         attribution=ATTRIBUTION,
         settings={"n_images": len(table), "n_lesions": int(table["roi"].nunique())},
     )
-
-
-def _paths(root: Path, files: pd.Series) -> list[str]:
-    store = FileStore(root)
-    there = {PurePosixPath(name).name: name for folder in FOLDERS if store.has(folder) for name in store.images(folder)}
-    if not there:
-        raise DataError(
-            f"{root} holds no images; put imgs_part_1.zip, imgs_part_2.zip and imgs_part_3.zip there, or their content"
-        )
-    absent, extra = sorted(set(files) - set(there)), sorted(set(there) - set(files))
-    if absent:
-        raise DataError(f"{TABLE} names images that are not in {root}: {first_few(absent)}; get all three parts")
-    if extra:
-        raise DataError(
-            f"{root} holds images without a row in {TABLE}: {first_few(extra)}; use the publisher's full table"
-        )
-    return [there[name] for name in files]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -129,6 +129,46 @@ def check_files(store: FileStore, folder: str, expected: Sequence[str], *, table
             f"{where} holds images without a row in {table}: {_within(extra, folder)}; "
             "remove them or use the full table"
         )
+
+
+def find_files(
+    store: FileStore,
+    folders: Sequence[str],
+    wanted: Sequence[str],
+    *,
+    table: str,
+    missing: str,
+    remedy: str,
+    name_of: Callable[[PurePosixPath], str] = lambda path: path.name,
+) -> list[str]:
+    """Where the image of each row lies, if the images are spread over several folders (or zip archives).
+
+    Args:
+        store: the publisher's folder.
+        folders: subfolders that may be there; of an image that is in two the first counts.
+        wanted: name of each row's image.
+        table: file name of the table, for messages.
+        missing: what to do where none of the folders is there.
+        remedy: what to do where an image is not there.
+        name_of: what `wanted` calls an image file.
+
+    Raises:
+        DataError: there is no image, a row has none, or an image no row.
+    """
+    found: dict[str, str] = {}
+    for folder in filter(store.has, folders):
+        for name in store.images(folder):
+            found.setdefault(name_of(PurePosixPath(name)), name)
+    if not found:
+        raise DataError(f"{store.root} holds no images; {missing}")
+    absent, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+    if absent:
+        raise DataError(f"{table} names images that are not in {store.root}: {first_few(absent)}; {remedy}")
+    if extra:
+        raise DataError(
+            f"{store.root} holds images without a row in {table}: {first_few(extra)}; use the publisher's full table"
+        )
+    return [found[name] for name in wanted]
 
 
 def encode_columns(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from medkd.errors import DataError, ParameterError
+from medkd.files import digest_of
 
 IMAGENET = "imagenet"
 """The word that asks for the weights that a package ships."""
@@ -131,8 +131,7 @@ def plain_name(name: str) -> str:
 
 @lru_cache(maxsize=32)
 def _sha256(path: Path, size: int, modified: int) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    return digest_of(path)
 
 
 def _packaged_file(name: str) -> Path:

@@ -47,13 +47,6 @@ def views_of(cohort: Cohort, name: str, size: int, augment: Augment, n_views: in
     return np.concatenate([image[None], drawn])
 
 
-def class_means(cohort: Cohort, name: str) -> np.ndarray:
-    """Mean of each class in each column of a vector modality, in SDs from the cohort's mean, shape (n_classes, d)."""
-    values = cohort.vectors[name].values
-    scaled = (values - np.nanmean(values, axis=0)) / np.nanstd(values, axis=0).clip(1e-6)
-    return np.stack([np.nanmean(scaled[cohort.labels == label], axis=0) for label in range(len(cohort.classes))])
-
-
 def fold_table(cohort: Cohort, n_folds: int, seed: int, split_file: str = "") -> pd.DataFrame:
     """Samples and groups of each fold's training, validation and test split.
 

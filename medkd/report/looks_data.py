@@ -60,6 +60,12 @@ def missing_values(cohort: Cohort, name: str) -> pd.DataFrame:
     return table[table["all"] > 0].sort_values("all", ascending=False, kind="stable", ignore_index=True)
 
 
+def class_means(cohort: Cohort, name: str) -> np.ndarray:
+    """Mean of each class in each column of a vector modality, in SDs from the cohort's mean, shape (n_classes, d)."""
+    scaled = _in_sds(cohort.vectors[name].values)
+    return np.stack([_mean(scaled[cohort.labels == label]) for label in range(len(cohort.classes))])
+
+
 def patient_rows(
     cohort: Cohort, name: str, *, n_columns: int = 40, n_a_class: int = 40
 ) -> tuple[pd.DataFrame, list[int]]:
@@ -77,22 +83,25 @@ def patient_rows(
         The values in SDs from the cohort's mean (NaN where missing), index patient; and the number of patients of each
         class, in label order.
     """
-    vector = cohort.vectors[name]
-    firsts = np.flatnonzero(~cohort.table["patient"].duplicated().to_numpy())
-    values, labels = vector.values[firsts], cohort.labels[firsts]
-    scaled = (values - np.nanmean(values, axis=0)) / np.nanstd(values, axis=0).clip(1e-6)
-    means = np.stack([_mean(scaled[labels == label]) for label in range(len(cohort.classes))])
+    patients = cohort.take(np.flatnonzero(~cohort.table["patient"].duplicated().to_numpy()))
+    vector, labels, groups = patients.vectors[name], patients.labels, patients.groups
+    scaled, means = _in_sds(vector.values), class_means(patients, name)
     shares = np.bincount(labels, minlength=len(cohort.classes)) / len(labels)
     between = np.nansum(shares[:, None] * means**2, axis=0)
     columns = np.argsort(-between, kind="stable")[:n_columns]
-    order = np.argsort(cohort.groups[firsts].astype(str), kind="stable")
+    order = np.argsort(groups.astype(str), kind="stable")
     rows = np.concatenate([order[labels[order] == label][:n_a_class] for label in range(len(cohort.classes))])
     frame = pd.DataFrame(
         scaled[np.ix_(rows, columns)],
-        index=pd.Index(cohort.groups[firsts][rows], name=cohort.group),
+        index=pd.Index(groups[rows], name=cohort.group),
         columns=[vector.names[column] for column in columns],
     )
     return frame, np.bincount(labels[rows], minlength=len(cohort.classes)).tolist()
+
+
+def _in_sds(values: np.ndarray) -> np.ndarray:
+    """Columns in standard deviations from their mean, missing values left out."""
+    return (values - np.nanmean(values, axis=0)) / np.nanstd(values, axis=0).clip(1e-6)
 
 
 def _mean(values: np.ndarray) -> np.ndarray:

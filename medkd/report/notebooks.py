@@ -24,7 +24,7 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 from medkd.errors import DataError, ParameterError
-from medkd.files import write_atomically
+from medkd.files import unwritable, write_atomically
 from medkd.report.failures import (
     INJECTED_TAG,
     MARKER_TAG,
@@ -110,10 +110,7 @@ def _make_way(output: Path) -> None:
         output.touch()
         output.unlink()
     except OSError as error:
-        raise DataError(
-            f"{output.parent} cannot be written to ({error.strerror}); give it write permission, or set MEDKD_HOME to "
-            "a folder that has it"
-        ) from error
+        raise unwritable(output.parent, error) from error
 
 
 def strip_outputs(path: Path) -> None:

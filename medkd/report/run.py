@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from medkd.files import write_json
-from medkd.paths import reports_dir, runs_dir
+from medkd.paths import reports_dir
 from medkd.report.artifacts import read_index, read_metrics
 from medkd.report.entry import checked_cohort, entry_key, read_state, run_entry
 from medkd.report.notebooks import NotebookFailure
 from medkd.report.page import build_page, versions
 from medkd.report.plan import Entry, plan
 from medkd.stages import stage_params
+from medkd.stages.store import with_upstream
 
 
 def run_report(
@@ -132,12 +132,6 @@ def _page(
 
 def _units(keys: Sequence[str]) -> list[dict[str, Any]]:
     """Stage, title and wall time of these units and of every unit they were made from."""
-    records = {path.parent.name: path for path in runs_dir().glob("*/*/run.json")}
-    waiting, found = list(keys), {}
-    while waiting:
-        key = waiting.pop()
-        if key in records and key not in found:
-            record = json.loads(records[key].read_text())
-            found[key] = {name: record[name] for name in ("stage", "title", "key", "seconds", "finished")}
-            waiting += record["upstream"]
-    return sorted(found.values(), key=lambda unit: (unit["stage"], unit["title"]))
+    names = ("stage", "title", "key", "seconds", "finished")
+    units = [{name: getattr(run, name) for name in names} for run in with_upstream(keys).values()]
+    return sorted(units, key=lambda unit: (unit["stage"], unit["title"]))

@@ -20,7 +20,7 @@ from medkd.report.artifacts import Artifacts, read_index
 from medkd.report.looks import risk_curves_by_method
 from medkd.report.page import build_page, versions
 from medkd.report.pooling import Evaluated, comparison_table, pooled_predictions
-from medkd.stages.store import Run, load_folder
+from medkd.stages.store import Run, load_folder, with_upstream
 
 REPLICATES = ("seed",)
 """What is varied to see the spread; cells that differ in these alone are one condition."""
@@ -149,24 +149,21 @@ def _draw_training(evaluated: list[Evaluated], cohort: Cohort, out: Artifacts) -
 
 def _runs_behind(evaluated: list[Evaluated]) -> list[tuple[Run, str, str]]:
     """Every run that an evaluation was made from: the run, its name with its condition, and its part."""
-    where = {path.parent.name: path.parent for path in runs_dir().glob("*/*/run.json")}
-    conditions: dict[str, list[Evaluated]] = {}
+    runs: dict[str, Run] = {}
+    users: dict[str, list[Evaluated]] = {}
     for each in evaluated:
-        waiting = list(each.run.upstream)
-        while waiting:
-            key = waiting.pop()
-            if key in where and each not in conditions.setdefault(key, []):
-                conditions[key].append(each)
-                waiting += load_folder(where[key]).upstream
+        behind = with_upstream(each.run.upstream)
+        runs |= behind
+        for key in behind:
+            users.setdefault(key, []).append(each)
     found = []
     n_conditions = len({each.condition for each in evaluated})
-    for key, users in conditions.items():
-        title = json.loads((where[key] / "run.json").read_text())["title"]
-        label, _, part = title.partition(", ")
-        own = {each.condition for each in users}
+    for key, run in runs.items():
+        label, _, part = run.title.partition(", ")
+        own = {each.condition for each in users[key]}
         if len(own) < n_conditions and n_conditions > 1:
             label = f"{label} [{'; '.join(sorted(own))}]"
-        found.append((load_folder(where[key]), label, f"{users[0].replicate}/{part}"))
+        found.append((run, label, f"{users[key][0].replicate}/{part}"))
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -13,8 +12,9 @@ from typing import Any
 import pandas as pd
 
 from medkd.errors import DataError
+from medkd.files import locked
 from medkd.paths import reports_dir, runs_dir
-from medkd.stages.store import Run, load_folder
+from medkd.stages.store import Run, load_folder, with_upstream
 
 HEADLINES = ("val_balanced_accuracy", "val_auc_macro", "val_c_index", "val_accuracy", "knn_accuracy")
 """Metrics that stand for a run in a list, best first."""
@@ -43,15 +43,12 @@ def all_runs(stage: str = "") -> pd.DataFrame:
     """
     rows = []
     for path in sorted(runs_dir().glob(f"{stage}*/*/run.json")):
-        try:
-            record = json.loads(path.read_text())
-        except (OSError, json.JSONDecodeError):
+        if (run := load_folder(path.parent)) is None:
             continue
-        metrics = record["metrics"]
-        headline = next((name for name in HEADLINES if name in metrics), "")
+        headline = next((name for name in HEADLINES if name in run.metrics), "")
         rows.append(
-            {name: record[name] for name in ("stage", "key", "title", "finished", "seconds")}
-            | {"metric": f"{headline.removeprefix('val_')} {metrics[headline]:.3f}" if headline else ""}
+            {name: getattr(run, name) for name in ("stage", "key", "title", "finished", "seconds")}
+            | {"metric": f"{headline.removeprefix('val_')} {run.metrics[headline]:.3f}" if headline else ""}
         )
     columns = ["stage", "key", "title", "finished", "seconds", "metric"]
     return pd.DataFrame(rows, columns=columns).sort_values("finished", ignore_index=True)
@@ -89,7 +86,7 @@ def leftovers(keep_days: float = 0.0, now: float = 0.0) -> list[Leftover]:
         keep_days: leave what was changed in so many days.
         now: present time in seconds since 1970; only with `keep_days`.
     """
-    needed = _with_upstream(set(_keys_in_reports()))
+    needed = with_upstream(_keys_in_reports())
     found = []
     for folder in sorted(path for path in runs_dir().glob("*/*") if path.is_dir()):
         finished = (folder / "run.json").is_file()
@@ -116,22 +113,8 @@ def _keys_in_reports() -> Iterator[str]:
             metrics = json.loads(path.read_text())["metrics"]
         except (OSError, ValueError, KeyError):
             continue
-        runs = metrics.get("runs", [])
-        yield from ([metrics["run"]] if "run" in metrics else []) + (runs if isinstance(runs, list) else [])
-
-
-def _with_upstream(keys: set[str]) -> set[str]:
-    upstream: dict[str, list[str]] = {}
-    for path in runs_dir().glob("*/*/run.json"):
-        run = load_folder(path.parent)
-        if run is not None:
-            upstream[run.key] = list(run.upstream)
-    waiting, needed = list(keys), set()
-    while waiting:
-        if (key := waiting.pop()) not in needed:
-            needed.add(key)
-            waiting += upstream.get(key, [])
-    return needed
+        if "run" in metrics:
+            yield metrics["run"]
 
 
 def _is_locked(folder: Path) -> bool:
@@ -139,12 +122,11 @@ def _is_locked(folder: Path) -> bool:
     lock = folder / ".lock"
     if not lock.exists():
         return False
-    with lock.open("r+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    try:
+        with locked(lock, wait=False):
+            return False
+    except BlockingIOError:
+        return True
 
 
 def _side_by_side(runs: Sequence[Run], values: Sequence[Any], *, only_different: bool) -> pd.DataFrame:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +16,7 @@ from medkd.data.folds import Split, n_folds_of, split_rows
 from medkd.data.views import GMCD
 from medkd.errors import DataError, ParameterError
 from medkd.evaluation.predict import Prediction
-from medkd.files import write_table, write_tensors
+from medkd.files import digest_of, write_table, write_tensors
 from medkd.models.device import to_device
 from medkd.models.encoders import build_feature_encoder, build_vector_encoder, describe_weights
 from medkd.models.fusion import FUSIONS
@@ -266,4 +265,4 @@ def _content(path: str) -> str:
     """Digest of a file's content; other words (empty, "imagenet") stay as they are."""
     if not path or not Path(path).is_file():
         return path
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    return digest_of(Path(path))[:16]

@@ -7,7 +7,7 @@ import hashlib
 import json
 import string
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,6 +33,8 @@ class Run:
         upstream: keys of the units it was made from.
         cohort: fingerprint of the cohort it was made on.
         seconds: wall time of the making.
+        title: how progress lines called it.
+        finished: local time of its end, such as "2026-01-31T12:00:00".
         made: False if it was found in the store.
     """
 
@@ -44,6 +46,8 @@ class Run:
     upstream: tuple[str, ...]
     cohort: str
     seconds: float
+    title: str = ""
+    finished: str = ""
     made: bool = field(default=False, compare=False)
 
     def table(self, name: str) -> pd.DataFrame:
@@ -116,7 +120,21 @@ def load_folder(folder: Path) -> Run | None:
         tuple(record["upstream"]),
         record["cohort"],
         record["seconds"],
+        title=record["title"],
+        finished=record["finished"],
     )
+
+
+def with_upstream(keys: Iterable[str]) -> dict[str, Run]:
+    """The finished runs with these keys and every run that they were made from, by key; those that are gone are not."""
+    folders = {path.parent.name: path.parent for path in runs_dir().glob("*/*/run.json")}
+    waiting, found = list(keys), {}
+    while waiting:
+        key = waiting.pop()
+        if key in folders and key not in found and (run := load_folder(folders[key])) is not None:
+            found[key] = run
+            waiting += run.upstream
+    return found
 
 
 def finished_runs(stage: str, key: str = "") -> list[Run]:
@@ -131,13 +149,15 @@ def load_or_make(unit: Unit, make: Callable[[Path], dict[str, Any]]) -> Run:
     Two processes that want the same unit do not make it twice: the second waits and loads. `make` finds in the
     folder what an interrupted attempt left (its checkpoint), and `run.json` is written last, by rename.
     """
-    if parallel.told_by_main(load(unit) is not None):
-        return load(unit)
+    run = load(unit)
+    if parallel.told_by_main(run is not None):
+        return run or load(unit)
     unit.folder.mkdir(parents=True, exist_ok=True)
     # of several processes that train one network the main one holds the lock and writes the record
     with locked(unit.folder / ".lock") if parallel.is_main() else nullcontext():
-        if parallel.told_by_main(load(unit) is not None):  # another process finished it while this one waited
-            return load(unit)
+        run = load(unit)
+        if parallel.told_by_main(run is not None):  # another process finished it while this one waited
+            return run or load(unit)
         start = time.monotonic()
         metrics = make(unit.folder)
         seconds = round(time.monotonic() - start, 3)

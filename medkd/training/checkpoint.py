@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import warnings
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from medkd.errors import TrainingError
-from medkd.files import write_json, write_tensors
+from medkd.files import digest_of, write_json, write_tensors
 
 if TYPE_CHECKING:
     from medkd.training.loop import Step
@@ -74,7 +73,7 @@ def write_checkpoint(
         write_tensors(path, tensors)
         record = {name: getattr(position, name) for name in ("epoch", "step", "seconds", "total_steps", "history")}
         record["logged"] = list(position.sums)  # safetensors forgets the order
-        write_json(path.with_suffix(".json"), record | {"sha256": _digest(path)})
+        write_json(path.with_suffix(".json"), record | {"sha256": digest_of(path)})
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -128,7 +127,7 @@ def _found(folder: Path) -> list[tuple[int, Path]]:
 
 
 def _checked_tensors(path: Path, expected: str) -> dict[str, Tensor]:
-    if _digest(path) != expected:
+    if digest_of(path) != expected:
         raise ValueError("its checksum differs")
     from safetensors.torch import load_file
 
@@ -152,8 +151,3 @@ def _restore(
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

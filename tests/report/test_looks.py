@@ -11,7 +11,6 @@ from medkd.data.cohort import Cohort, VectorTable
 from medkd.data.views import HYBRID
 from medkd.report.looks import (
     class_examples,
-    class_means,
     embedding_caption,
     fold_table,
     headline,
@@ -20,6 +19,7 @@ from medkd.report.looks import (
     risk_curves_by_method,
     views_of,
 )
+from medkd.report.looks_data import class_means
 from medkd.stages.store import Run
 
 
