@@ -18,6 +18,7 @@ from medkd.stages.store import Run, load_folder, with_upstream
 
 HEADLINES = ("val_balanced_accuracy", "val_auc_macro", "val_c_index", "val_accuracy", "knn_accuracy")
 """Metrics that stand for a run in a list, best first."""
+UNFINISHED = "unfinished"
 
 
 @dataclass(frozen=True)
@@ -95,15 +96,28 @@ def leftovers(keep_days: float = 0.0, now: float = 0.0) -> list[Leftover]:
         if keep_days and now - folder.stat().st_mtime < keep_days * 86400:
             continue
         n_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        found.append(Leftover(folder, n_bytes, "no report refers to it" if finished else "unfinished"))
+        found.append(Leftover(folder, n_bytes, "no report refers to it" if finished else UNFINISHED))
     return found
 
 
-def remove(items: Sequence[Leftover]) -> None:
-    """Delete these folders, the small file that makes a run valid first, so that a kill leaves no half run."""
+def remove(items: Sequence[Leftover]) -> list[Leftover]:
+    """Delete these folders, the small file that makes a run valid first, so that a kill leaves no half run.
+
+    Returns:
+        What was removed: a folder that a process works on by now, or has finished since it was listed, stays.
+    """
+    removed = []
     for item in items:
-        (item.folder / "run.json").unlink(missing_ok=True)
-        shutil.rmtree(item.folder)
+        try:
+            with locked(item.folder / ".lock", wait=False):
+                if item.reason == UNFINISHED and (item.folder / "run.json").is_file():
+                    continue
+                (item.folder / "run.json").unlink(missing_ok=True)
+                shutil.rmtree(item.folder)
+                removed.append(item)
+        except (BlockingIOError, FileNotFoundError):  # the latter: another process has removed it
+            continue
+    return removed
 
 
 def _keys_in_reports() -> Iterator[str]:

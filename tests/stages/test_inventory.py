@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from medkd.cli import app
 from medkd.files import locked
 from medkd.paths import reports_dir, runs_dir
-from medkd.stages.inventory import all_runs, find_run, leftovers
+from medkd.stages.inventory import all_runs, find_run, leftovers, remove
 from medkd.stages.store import Unit, load_or_make
 
 
@@ -77,6 +77,17 @@ def test_unfinished_folders_go_unless_somebody_works_on_them(runs):
     with locked(runs_dir() / "02_teacher_training" / "bbbb" / ".lock"):
         unfinished = [item for item in leftovers() if item.reason == "unfinished"]
     assert names(unfinished) == ["aaaa"]
+
+
+def test_what_was_taken_up_or_finished_since_it_was_listed_stays(runs):
+    for name in ("aaaa", "bbbb", "cccc"):
+        (runs_dir() / "02_teacher_training" / name).mkdir()
+    listed = [item for item in leftovers() if item.reason == "unfinished"]
+    (listed[1].folder / "run.json").write_text("{}")
+    with locked(listed[0].folder / ".lock"):
+        removed = remove(listed)
+    assert names(removed) == ["cccc"]
+    assert listed[0].folder.exists() and listed[1].folder.exists() and not listed[2].folder.exists()
 
 
 def test_gc_says_asks_and_removes(runs):
