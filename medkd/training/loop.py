@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from medkd import parallel
 from medkd.errors import TrainingError
-from medkd.training.checkpoint import Position, clear_checkpoints, has_checkpoint, read_checkpoint, write_checkpoint
+from medkd.training.checkpoint import Position, clear_checkpoints, read_checkpoint, write_checkpoint
+from medkd.training.finite import NotFinite, Watch, explain
 from medkd.training.progress import Progress, Teller
 from medkd.training.stop import StopRequests, stop_requests
 
@@ -124,8 +125,8 @@ def fit(
                 group["lr"] = rate * schedule(epoch, epochs)
             try:
                 logged = training.run_epoch()
-            except _NotFinite as found:
-                raise TrainingError(_explain(found, title, epoch, ids, folder)) from None
+            except NotFinite as found:
+                raise TrainingError(explain(found, title, epoch, ids, folder)) from None
             record = {"epoch": epoch + 1, "lr": optimizer.param_groups[0]["lr"], **logged, **step.validate()}
             training.end_epoch(record, select)
             bar.update()
@@ -180,13 +181,13 @@ class _Training:
         """The rest of the present epoch; returns the mean of each logged number.
 
         Raises:
-            _NotFinite: at the first step whose loss is not finite.
+            NotFinite: at the first step whose loss is not finite.
         """
         step, position, start = self.step, self.position, time.monotonic()
         step.modules.train()
         if not len(position.order):
             position.order = self.rows[torch.randperm(len(self.rows), generator=self.generator)]
-        watch = _Watch(step.device, position.step)
+        watch = Watch(step.device, position.step)
         before = position.seconds
         while position.step < self.n_steps:
             batch = position.order[position.step * self.batch_size : (position.step + 1) * self.batch_size]
@@ -262,52 +263,3 @@ class _Training:
                 position.history,
             )
         )
-
-
-class _NotFinite(Exception):
-    """Step number in the epoch (from 0), terms of the loss, and rows of the batch."""
-
-
-class _Watch:
-    """Stops an epoch at a loss that is not finite.
-
-    On a GPU looking at a number waits for the device, so there the first bad step is remembered on the device and
-    looked at every 50 steps and at the end of the epoch, before a checkpoint can be written.
-    """
-
-    def __init__(self, device: torch.device, first: int = 0) -> None:
-        self.every, self.first = 1 if device.type == "cpu" else 50, first
-        self.bad: Tensor | None = None
-        self.terms: dict[str, Tensor] = {}
-        self.batches: list[Tensor] = []
-
-    def look(self, loss: Tensor, logged: dict[str, Tensor | float], batch: Tensor) -> None:
-        step = len(self.batches)
-        self.batches.append(batch)
-        found = torch.where(torch.isfinite(loss.detach()), -1, step)
-        newly = (found >= 0) if self.bad is None else (found >= 0) & (self.bad < 0)
-        self.bad = found if self.bad is None else torch.where(newly, found, self.bad)
-        for name, value in logged.items():
-            value = torch.as_tensor(value, dtype=torch.float32, device=loss.device).detach()
-            self.terms[name] = torch.where(newly, value, self.terms[name]) if name in self.terms else value
-        if (step + 1) % self.every == 0:
-            self.check()
-
-    def check(self) -> None:
-        """Look at the device; raises `_NotFinite`."""
-        if self.bad is not None and (step := int(self.bad)) >= 0:
-            raise _NotFinite(
-                self.first + step, {name: float(value) for name, value in self.terms.items()}, self.batches[step]
-            )
-
-
-def _explain(found: _NotFinite, title: str, epoch: int, ids: Sequence[str] | None, folder: Path) -> str:
-    step, terms, batch = found.args
-    named = [str(row) if ids is None else str(ids[row]) for row in batch.tolist()]
-    kept = "the last good checkpoint is kept; " if has_checkpoint(folder) else ""
-    return (
-        f"{title}, epoch {epoch + 1}, step {step + 1}: the loss is not finite "
-        f"({', '.join(f'{name} {value:.4g}' for name, value in terms.items())}; "
-        f"{'rows' if ids is None else 'ids'} {', '.join(named)}); {kept}"
-        'lower the learning rate or set precision="float32"'
-    )

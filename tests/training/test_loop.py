@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from medkd.errors import TrainingError
-from medkd.training import loop
+from medkd.training import finite, loop
 from medkd.training.loop import cosine_decay, fit, linear_decay, step_decay
 
 
@@ -115,12 +115,12 @@ def test_the_checkpoint_before_a_loss_that_is_not_finite_is_kept_and_good(tmp_pa
 
 def test_a_device_that_is_looked_at_seldom_still_names_the_first_bad_step():
     """On a GPU the loss is looked at every 50 steps; the step, terms and batch told are those of the first fault."""
-    watch = loop._Watch(torch.device("cpu"))
+    watch = finite.Watch(torch.device("cpu"))
     watch.every = 50
     for number in range(20):
         loss = torch.tensor(float("nan") if number >= 7 else 1.0)
         watch.look(loss, {"term": torch.tensor(float(number))}, torch.tensor([number]))
-    with pytest.raises(loop._NotFinite) as found:
+    with pytest.raises(finite.NotFinite) as found:
         watch.check()
     step, terms, batch = found.value.args
     assert (step, terms, batch.tolist()) == (7, {"term": 7.0}, [7])
