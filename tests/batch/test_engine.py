@@ -101,6 +101,8 @@ def start(path, *arguments):
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        # a shell starts its background jobs with SIGINT ignored, which children inherit; a terminal does not
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
