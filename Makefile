@@ -26,7 +26,7 @@ sync: $(READY)  ## render the notebooks' parameter cells from the stages' classe
 
 lock: $(READY)  ## pin the versions that are installed next time
 	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
-		--extra dev --extra pretrained --extra cluster --upgrade pyproject.toml -o requirements.lock
+		--extra dev --extra pretrained --extra cluster --extra export --upgrade pyproject.toml -o requirements.lock
 
 # uv comes into the virtual environment itself, so that nothing is changed outside this folder.
 $(READY): requirements.lock pyproject.toml
