@@ -53,6 +53,7 @@ def run_node(work: Mapping[str, Any], *needed: Mapping[str, Any]) -> dict[str, A
         text=True,
         env=environment,
         cwd=work["home"],
+        start_new_session=True,  # Ctrl-C of a terminal is for the client, which may ignore it (a script's `&`)
     )
     output, errors = _told_to_the_end(process, json.dumps({**work, "memory": memory}), worker)
     lines = output.strip().splitlines()

@@ -6,9 +6,9 @@ import html
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -21,6 +21,9 @@ from pandas.io.formats.style import Styler
 from medkd.errors import DataError, ParameterError
 from medkd.files import write_atomically, write_json, write_table
 from medkd.report.figures_paper import draw, paper_style
+
+if TYPE_CHECKING:
+    from medkd.stages.store import Run
 
 DPI = 200
 SIMULATED = "simulated"
@@ -159,6 +162,10 @@ class Artifacts:
         index["metrics"] |= {name: _plain(value) for name, value in numbers.items()}
         write_json(self._index, index)
 
+    def uses(self, runs: Iterable[Run]) -> None:
+        """Note which runs the stage's results are from: `medkd runs gc` keeps them, and the page lists them."""
+        write_json(self._index, self._read() | {"runs": [run.key for run in runs]})
+
     def _caption(self, caption: str, attribution: str = "") -> str:
         parts = [caption.strip()]
         if self.simulated and SIMULATED not in caption.lower():
@@ -179,7 +186,7 @@ class Artifacts:
     def _read(self) -> dict[str, Any]:
         if self._index.exists():
             return _load(self._index)
-        return {"stage": self.stage, "simulated": self.simulated, "entries": [], "metrics": {}}
+        return {"stage": self.stage, "simulated": self.simulated, "entries": [], "metrics": {}, "runs": []}
 
 
 def draw_figure(kind: str, folder: Path, files: Mapping[str, str], *, simulated: bool) -> Figure:
@@ -219,6 +226,11 @@ def read_metrics(folder: Path) -> dict[str, dict[str, Any]]:
     """Key numbers of a report by stage, stages by name; stages without any are left out. Raises: as `read_index`."""
     found = {path.stem: _load(path)["metrics"] for path in _index_files(folder)}
     return {stage: numbers for stage, numbers in found.items() if numbers}
+
+
+def read_runs(folder: Path) -> dict[str, list[str]]:
+    """Keys of the runs behind a report by stage, as `Artifacts.uses` noted them. Raises: as `read_index`."""
+    return {path.stem: _load(path).get("runs", []) for path in _index_files(folder)}
 
 
 def _index_files(folder: Path) -> list[Path]:

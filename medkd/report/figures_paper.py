@@ -106,12 +106,16 @@ def _kaplan_meier(table: pd.DataFrame) -> Figure:
 
 
 def _umap(table: pd.DataFrame) -> Figure:
-    """Columns method, class, label, x, y, reference and the four numbers of `embedding.quality` for the classes."""
+    """Columns method, class, label, x, y, reference and the four numbers of `embedding.quality` for the classes.
+
+    Classes whose rows have on_top set (where there is such a column) are drawn last and larger.
+    """
     classes = list(table.sort_values("label")["class"].unique())
+    on_top = list(table.loc[table["on_top"], "class"].unique()) if "on_top" in table else []
 
     def panel(rows: pd.DataFrame, ax: Axes) -> None:
         numbers = rows["class"].map(classes.index).to_numpy()
-        results.scatter_embedding(rows[["x", "y"]].to_numpy(), numbers, classes, ax, legend=False)
+        results.scatter_embedding(rows[["x", "y"]].to_numpy(), numbers, classes, ax, on_top=on_top, legend=False)
 
     return _embedding(table, panel)
 

@@ -12,7 +12,6 @@ import torch
 from medkd.data.cohort import Cohort
 from medkd.data.folds import n_folds_of, split_rows
 from medkd.data.views import Augment
-from medkd.evaluation.embedding import MIN_DIST, N_NEIGHBORS
 from medkd.stages.store import Run
 
 
@@ -160,27 +159,6 @@ def risk_curves_by_method(predictions: pd.DataFrame) -> pd.DataFrame:
         curves, p_value = risk_curves(rows)
         tables.append(curves.assign(method=method, p_value=p_value))
     return pd.concat(tables, ignore_index=True)
-
-
-def embedding_caption(embedding: pd.DataFrame, seed: int) -> str:
-    """How the UMAP of stage 07 was made, and what the numbers below its panels are.
-
-    Args:
-        embedding: of `medkd.stages.evaluation.embed`.
-        seed: of UMAP.
-    """
-    sizes, reference = embedding.groupby("method").size(), embedding["reference"].iloc[0]
-    shown = f"n = {sizes.max()} images" if reference else f"n = {sizes.min()} to {sizes.max()} images a method"
-    settings = f"n_neighbors {min(N_NEIGHBORS, sizes.max() - 1)}, min_dist {MIN_DIST}, init pca, seed {seed}"
-    fitted = (
-        f"fitted on the features of {reference}, onto which those of the other methods are rotated and transformed"
-        if reference
-        else "each method fitted alone, since they were tested on different images"
-    )
-    return (
-        f"UMAP ({settings}) of L2-normalised features, {shown}; {fitted}. "
-        "Below: silhouette and purity of the (up to ten) nearest neighbours, in the features | in the plane."
-    )
 
 
 def positives_grid(cohort: Cohort, name: str, table: pd.DataFrame, size: int) -> tuple[np.ndarray, list[str]]:

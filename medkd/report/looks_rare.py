@@ -1,4 +1,4 @@
-"""What the notebooks of the rare-disease chain look at: neighbours, pseudo-labels by K, embeddings, the comparison."""
+"""What the notebooks of the rare-disease chain look at: neighbours, pseudo-labels by K, the comparison."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import pandas as pd
 
 from medkd.data.cohort import Cohort
 from medkd.evaluation.bootstrap import resample_weights
-from medkd.evaluation.embedding import umap_embedding
 from medkd.evaluation.probes import unit_rows
-from medkd.stages.pseudo_labelling import rows_by_id, url_features
+from medkd.stages.pseudo_labelling import rows_by_id
 from medkd.stages.store import Run
 
 JOURNAL = {
@@ -164,29 +163,6 @@ def effect_of_shots(summary: pd.DataFrame, metric: str = "balanced_accuracy") ->
     chosen = summary[(summary["metric"] == metric) & (summary["level"] == "image")]
     shots = chosen["setting"].str.removeprefix("K=").astype(int)
     return chosen.assign(K=shots)[["method", "K", "value", "low", "high"]].reset_index(drop=True)
-
-
-def embeddings(cohort: Cohort, url: Run, students: Mapping[str, Run], *, seed: int = 0) -> pd.DataFrame:
-    """UMAP of URL features and of each student's on the same images: columns id, class, method, x, y.
-
-    Args:
-        cohort: whose images they are.
-        url: the URL run.
-        students: name -> run of self-distillation; the first one's images are shown.
-        seed: of UMAP.
-    """
-    ids = next(iter(students.values())).table("ids")["id"]
-    rows = rows_by_id(cohort, ids, "a student's run")
-    found = {"URL": url_features(cohort, url)[rows]}
-    for name, run in students.items():
-        position = pd.Series(np.arange(len(run.table("ids"))), index=run.table("ids")["id"].to_numpy())
-        found[name] = run.tensors("features")["features"].numpy()[position.loc[ids].to_numpy()]
-    frames = []
-    for name, features in found.items():
-        coordinates = umap_embedding(features, seed=seed)
-        frame = cohort.table.iloc[rows][["id", "class"]].reset_index(drop=True)
-        frames.append(frame.assign(method=name, x=coordinates[:, 0], y=coordinates[:, 1]))
-    return pd.concat(frames, ignore_index=True)
 
 
 def comparison_table(

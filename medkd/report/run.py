@@ -8,7 +8,7 @@ from typing import Any
 
 from medkd.files import write_json
 from medkd.paths import reports_dir
-from medkd.report.artifacts import read_index, read_metrics
+from medkd.report.artifacts import read_index, read_metrics, read_runs
 from medkd.report.entry import checked_cohort, entry_key, read_state, run_entry
 from medkd.report.notebooks import NotebookFailure
 from medkd.report.page import build_page, versions
@@ -112,7 +112,7 @@ def _page(
             for dataset, cohort in cohorts.items()
         },
         "notebooks": [{key: record.get(key) for key in ("name", "state", "seconds", "error")} for record in done],
-        "units": _units([numbers["run"] for numbers in metrics.values() if "run" in numbers]),
+        "units": _units([key for stage, keys in read_runs(folder).items() if stage in wanted for key in keys]),
         "parameters": {
             entry.name: stage_params()[entry.notebook].checked(entry.parameters).rows() for entry in entries
         },

@@ -188,7 +188,7 @@ def _evaluated(folder: Path, cell: Mapping[str, Any]) -> Evaluated | None:
     if last["state"] != "finished" or last["notebook"] != "07_evaluation":
         return None
     index = folder / last["folder"] / "index" / f"07_evaluation.{cell['dataset']}.json"
-    key = json.loads(index.read_text())["metrics"]["run"]
+    (key,) = json.loads(index.read_text())["runs"]
     run = load_folder(runs_dir() / "07_evaluation" / key)
     if run is None:
         raise DataError(f"run {key} of cell {cell['name']} is gone from the run store; run `medkd batch` again")

@@ -124,11 +124,9 @@ def _keys_in_reports() -> Iterator[str]:
     """Keys of runs that any report's index names."""
     for path in reports_dir().rglob("index/*.json"):
         try:
-            metrics = json.loads(path.read_text())["metrics"]
-        except (OSError, ValueError, KeyError):
+            yield from json.loads(path.read_text()).get("runs", [])
+        except (OSError, ValueError):
             continue
-        if "run" in metrics:
-            yield metrics["run"]
 
 
 def _is_locked(folder: Path) -> bool:

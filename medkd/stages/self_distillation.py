@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from medkd.data.cohort import Cohort
 from medkd.data.episodes import FewShotTask
 from medkd.evaluation.predict import encode
 from medkd.files import write_json, write_table, write_tensors
@@ -265,7 +266,7 @@ def _train(
         title=title,
         ids=cohort.table["id"].tolist(),
     )
-    kept_rows = tensor_rows(shown_rows(context))
+    kept_rows = tensor_rows(shown_rows(cohort, params.seed))
     kept = encode(student.moco.query_encoder, images, kept_rows, device=device, precision=params.precision)
     write_json(folder / "task.json", drawn.to_json())
     write_table(folder / "history.csv", history)
@@ -282,10 +283,7 @@ def _train(
     return {name: float(last[name]) for name in wanted if name in history} | {"n_train": len(base)}
 
 
-def shown_rows(context: Context) -> np.ndarray:
+def shown_rows(cohort: Cohort, seed: int) -> np.ndarray:
     """Row numbers whose features a student's run keeps: every rare image and up to `SHOWN_BASE_ROWS` common ones."""
-    cohort = context.cohort
-    base = np.random.default_rng(seed_for(context.params.seed, "shown")).permutation(
-        cohort.rows_of(cohort.base_classes)
-    )
+    base = np.random.default_rng(seed_for(seed, "shown")).permutation(cohort.rows_of(cohort.base_classes))
     return np.sort(np.concatenate([cohort.rows_of(cohort.rare_classes), base[:SHOWN_BASE_ROWS]]))

@@ -92,7 +92,7 @@ def run_here(path, **options):
     return run_study(Study.read(path), say=said.append, **options), "\n".join(said)
 
 
-def start(path, *arguments):
+def start(path, *arguments, on_ctrl_c=signal.SIG_DFL):
     """The command, as from a terminal: Ctrl-C goes to its whole process group."""
     return subprocess.Popen(
         [sys.executable, "-m", "medkd", "batch", path.name, *arguments],
@@ -102,7 +102,7 @@ def start(path, *arguments):
         text=True,
         start_new_session=True,
         # a shell starts its background jobs with SIGINT ignored, which children inherit; a terminal does not
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, on_ctrl_c),
     )
 
 
@@ -189,6 +189,17 @@ def test_an_interrupted_study_ends_soon_and_goes_on(project):
     assert "This run stopped: interrupt" in nbformat.read(stopped, as_version=4).cells[0].source
     assert run_here(path)[0] == []
     assert N_ALL <= len(lines_of(project, "steps.txt")) <= N_ALL + 2
+
+
+@pytest.mark.slow
+def test_a_study_in_the_background_of_a_script_ignores_ctrl_c_with_all_its_notebooks(project):
+    process = start(study_file(project, **TEACHER), "--workers", "1", on_ctrl_c=signal.SIG_IGN)
+    kernel_of(project, 3)
+    os.killpg(process.pid, signal.SIGINT)
+    code, output = finish(process)
+    assert code == 0, output
+    assert states(project) == ["finished"]
+    assert len(lines_of(project, "steps.txt")) == N_ALL
 
 
 @pytest.fixture

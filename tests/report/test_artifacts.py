@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import matplotlib.pyplot as plt
@@ -7,7 +8,8 @@ import pytest
 from PIL import Image
 
 from medkd.errors import DataError, ParameterError
-from medkd.report.artifacts import Artifacts, read_index, read_metrics
+from medkd.report.artifacts import Artifacts, read_index, read_metrics, read_runs
+from medkd.stages.store import Run
 
 STAGE = "02_teacher_training.phantom-glioma"
 
@@ -173,6 +175,14 @@ def test_metrics_merge_and_stay_strict_json(artifacts, table):
     assert read_metrics(artifacts.folder) == {STAGE: {"auc": 0.75, "n": 3, "kappa": None}}
     text = (artifacts.folder / "index" / f"{STAGE}.json").read_text()
     assert "NaN" not in text and len(json.loads(text)["entries"]) == 1
+
+
+def test_the_runs_behind_a_stage_are_noted_once(artifacts):
+    run = Run(artifacts.folder, "02", "abc", {}, {}, (), cohort="c", seconds=0.0)
+    artifacts.uses([run, dataclasses.replace(run, key="def")])
+    artifacts.metrics({"auc": 0.5})
+    artifacts.uses([run])
+    assert read_runs(artifacts.folder) == {STAGE: ["abc"]} and read_metrics(artifacts.folder)[STAGE] == {"auc": 0.5}
 
 
 def test_report_without_artifacts_is_empty(tmp_path):

@@ -11,7 +11,6 @@ from medkd.data.cohort import Cohort, VectorTable
 from medkd.data.views import HYBRID
 from medkd.report.looks import (
     class_examples,
-    embedding_caption,
     fold_table,
     headline,
     labels_by_base_class,
@@ -134,19 +133,3 @@ def test_risk_curves_of_each_method_stand_under_one_another_with_their_p_value()
         mine = table[table["method"] == name]
         pd.testing.assert_frame_equal(mine[list(curves)].reset_index(drop=True), curves)
         assert mine["p_value"].unique().tolist() == [p_value]
-
-
-def test_caption_of_an_embedding_holds_every_parameter_and_says_where_methods_were_fitted_alone():
-    embedding = pd.DataFrame({"method": ["teacher", "KD"] * 20, "reference": "teacher"})
-    caption = embedding_caption(embedding, seed=7)
-    for part in (
-        "n_neighbors 15",
-        "min_dist 0.1",
-        "init pca",
-        "seed 7",
-        "n = 20 images",
-        "fitted on the features of teacher",
-    ):
-        assert part in caption, part
-    alone = embedding_caption(embedding.assign(reference="").iloc[:-21], seed=7)
-    assert "fitted alone" in alone and "n = 9 to 10 images a method" in alone and "n_neighbors 9" in alone

@@ -1,19 +1,17 @@
-"""What the rare-disease notebooks look at: neighbours, labels by K, embeddings, the comparison table."""
+"""What the rare-disease notebooks look at: neighbours, labels by K, the comparison table."""
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from medkd.data.arrays import ArrayImages
 from medkd.data.cohort import Cohort
-from medkd.files import write_table, write_tensors
+from medkd.files import write_table
 from medkd.report.figures_rare import by_shots
 from medkd.report.looks_rare import (
     JOURNAL,
     comparison_table,
     effect_of_shots,
-    embeddings,
     is_journal_setting,
     labels_by_shots,
     neighbours_of_rare,
@@ -72,21 +70,6 @@ def test_labels_by_shots_give_confidence_and_agreement_with_intervals_around_the
     assert 0.4 < low < 0.75 < high < 1
     assert table.loc[(1, "confidence"), ["value", "low", "high"]].tolist() == pytest.approx([0.8, 0.8, 0.8])
     assert (1, "agreement of tasks") not in table.index
-
-
-def test_embeddings_show_the_same_images_for_url_and_student(cohort, tmp_path):
-    rng = np.random.default_rng(0)
-    url, student = run_in(tmp_path / "url"), run_in(tmp_path / "student")
-    write_table(url.folder / "ids.csv", cohort.table[["id"]])
-    write_tensors(url.folder / "features.safetensors", {"features": torch.from_numpy(rng.normal(size=(48, 5)))})
-    kept = cohort.table[["id"]].iloc[rng.permutation(48)[:40]]
-    write_table(student.folder / "ids.csv", kept)
-    write_tensors(student.folder / "features.safetensors", {"features": torch.from_numpy(rng.normal(size=(40, 5)))})
-    table = embeddings(cohort, url, {"Hbr.Dst. K=5": student})
-    by_method = {method: part for method, part in table.groupby("method")}
-    assert set(by_method) == {"URL", "Hbr.Dst. K=5"}
-    assert all(part["id"].tolist() == kept["id"].tolist() for part in by_method.values())
-    assert np.isfinite(table[["x", "y"]].to_numpy()).all()
 
 
 def tables():

@@ -66,7 +66,7 @@ def study(project):
             run = evaluation({"CE only": RIGHT["CE only"], "GMCD": skill}, seed)
             index = reports_dir() / "try" / name / "index" / "07_evaluation.own.json"
             index.parent.mkdir(parents=True)
-            index.write_text(json.dumps({"entries": [], "metrics": {"run": run.key}}))
+            index.write_text(json.dumps({"entries": [], "metrics": {}, "runs": [run.key]}))
             notebook = {"notebook": "07_evaluation", "node": "x", "folder": name, "state": "finished"}
             cells.append(
                 {

@@ -28,7 +28,7 @@ def runs(project):
 def refer(run, name="07_evaluation.x"):
     index = reports_dir() / "quick" / "index" / f"{name}.json"
     index.parent.mkdir(parents=True, exist_ok=True)
-    index.write_text(json.dumps({"entries": [], "metrics": {"run": run.key}}))
+    index.write_text(json.dumps({"entries": [], "metrics": {}, "runs": [run.key]}))
 
 
 def names(items):
