@@ -119,19 +119,19 @@ def fit(
         training = _Training(step, rows, optimizer, epochs, batch_size, seed, folder, title, checkpoint_seconds, stop)
         rates = [group["lr"] for group in optimizer.param_groups]
         position = training.position
-        bar = tqdm(total=epochs, initial=position.epoch, desc=title, unit="epoch", mininterval=1.0)
-        for epoch in range(position.epoch, epochs):
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * schedule(epoch, epochs)
-            try:
-                logged = training.run_epoch()
-            except NotFinite as found:
-                raise TrainingError(explain(found, title, epoch, ids, folder)) from None
-            record = {"epoch": epoch + 1, "lr": optimizer.param_groups[0]["lr"], **logged, **step.validate()}
-            training.end_epoch(record, select)
-            bar.update()
-            bar.set_postfix_str(f"loss {record['loss']:.3f}" + (f", {select} {record[select]:.3f}" if select else ""))
-        bar.close()
+        with tqdm(total=epochs, initial=position.epoch, desc=title, unit="epoch", mininterval=1.0) as bar:
+            for epoch in range(position.epoch, epochs):
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * schedule(epoch, epochs)
+                try:
+                    logged = training.run_epoch()
+                except NotFinite as found:
+                    raise TrainingError(explain(found, title, epoch, ids, folder)) from None
+                record = {"epoch": epoch + 1, "lr": optimizer.param_groups[0]["lr"], **logged, **step.validate()}
+                training.end_epoch(record, select)
+                bar.update()
+                chosen = f", {select} {record[select]:.3f}" if select else ""
+                bar.set_postfix_str(f"loss {record['loss']:.3f}{chosen}")
     if position.best:
         step.modules.load_state_dict(position.best)
     parallel.barrier()

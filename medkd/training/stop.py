@@ -50,7 +50,9 @@ class StopRequests:
         if self.signal == signal.SIGTERM:
             raise SystemExit(TERMINATED)
         if self.signal:
-            raise KeyboardInterrupt(f"{where}; a checkpoint is kept")
+            interrupted = KeyboardInterrupt(f"{where}; a checkpoint is kept, run the same cell or command again to go on")
+            interrupted._render_traceback_ = lambda: [f"KeyboardInterrupt: {interrupted}"]  # all that IPython shows
+            raise interrupted
         raise Stopped(f"{where}: stopped as asked; a checkpoint is kept, run the same cell or command again to go on")
 
 

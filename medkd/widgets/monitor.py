@@ -40,6 +40,7 @@ class TrainingMonitor(widgets.VBox):
             description="Stop", icon="stop", tooltip="end after the present step and keep a checkpoint", disabled=True
         )
         self.stop.on_click(self._stop)
+        _heard_while_busy(self.stop)
         self.picture = widgets.Image(format="png", layout=widgets.Layout(max_width="100%"))
         super().__init__([self.title, widgets.HBox([self.bar, self.stop]), self.picture])
 
@@ -48,10 +49,10 @@ class TrainingMonitor(widgets.VBox):
         self.n_updates += 1
         self._last = progress
         done = progress.epoch + progress.step / progress.n_steps
-        self.bar.value = done / progress.n_epochs
+        self.bar.value, ends = done / progress.n_epochs, done >= progress.n_epochs
         self.title.value = f"<b>{progress.title}</b>: {_where(progress)}"
-        self.stop.disabled = done >= progress.n_epochs
-        if progress.history and (progress.step == 0 or time.monotonic() - self._drawn > REDRAW_SECONDS):
+        self.stop.disabled = ends
+        if progress.history and (ends or time.monotonic() - self._drawn > REDRAW_SECONDS):
             self._drawn = time.monotonic()
             self.picture.value = png_of(curves(progress.history))
 
@@ -118,6 +119,16 @@ def png_of(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
+
+
+def _heard_while_busy(button: widgets.Button) -> None:
+    """Let clicks reach their handler while a cell runs.
+
+    JupyterLab sends what a widget does to a subshell of the kernel, a thread of its own. From ipykernel 7.4 on the
+    kernel hands it to the thread that last wrote to the widget instead, and that one trains.
+    """
+    if hasattr(button.comm, "_reply_subshell_for"):
+        button.comm._reply_subshell_for = lambda data, subshell: subshell
 
 
 def _where(progress: Progress) -> str:

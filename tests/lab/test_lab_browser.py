@@ -31,6 +31,25 @@ values = np.random.default_rng(0).normal(size=(30, 20)).astype("f4")
 vectors = {"omic": VectorTable(values, tuple("abcdefghijklmnopqrst"))}
 browse(Cohort("toy", "Toy", True, ("a", "b", "c"), table, images, vectors))"""
 
+STEP = """import time, torch
+from pathlib import Path
+from medkd.training.loop import fit, linear_decay
+from medkd.widgets.monitor import monitor
+class Step:
+    modules, device, pause = torch.nn.Linear(1, 1), torch.device("cpu"), 0.02
+    def start(self, generator): pass
+    def after_step(self): time.sleep(self.pause)
+    def validate(self): return {"val_auc": 0.5}
+    def loss(self, rows, progress): return self.modules(rows.float()[:, None]).pow(2).mean(), {"weight_kd": 1 - progress}
+step = Step()
+optimizer = torch.optim.SGD(step.modules.parameters(), lr=1e-5)
+Path("checkpoint").mkdir(exist_ok=True)
+settings = {"epochs": 400, "batch_size": 4, "schedule": linear_decay, "seed": 0, "title": "student"}"""
+TRAIN = """with monitor():
+    history = fit(step, torch.arange(16), optimizer, folder=Path("checkpoint"), **settings)
+print("finished", len(history))"""
+BOOKS = {"browse": [BROWSE], "train": [STEP, TRAIN, "step.pause = 0"]}
+
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
@@ -38,7 +57,7 @@ def lab(tmp_path_factory):
     home = tmp_path_factory.mktemp("lab")
     (home / "notebooks").mkdir()
     kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
-    for name, cells in (("browse", [BROWSE]),):
+    for name, cells in BOOKS.items():
         book = new_notebook(cells=[new_code_cell(code) for code in cells], metadata=kernel)
         nbformat.write(book, home / "notebooks" / f"{name}.ipynb")
     environment = os.environ | {"MEDKD_HOME": str(home), "OMP_NUM_THREADS": "1"}
@@ -118,3 +137,31 @@ def test_the_cohort_browser_filters_pages_and_shows_a_sample(opened):
     page.get_by_label("patient").fill("p14")
     page.keyboard.press("Enter")
     page.wait_for_selector("text=1 of 30 samples, 1 patients", timeout=20_000)
+
+
+def test_a_training_is_watched_stopped_interrupted_and_each_time_goes_on(opened):
+    page = opened("train")
+    run_cell(page, 0)
+    run_cell(page, 1)
+    page.wait_for_selector("text=/epoch .* of 400, step/", timeout=180_000)
+    page.wait_for_selector(".jp-OutputArea .widget-image, .jp-OutputArea img[src^='blob:']", timeout=20_000)
+    stop = page.locator("button.widget-button", has_text="Stop")
+    stop.press("Enter")
+    page.wait_for_selector("text=/Stopped: student, epoch .* a checkpoint is kept, run the same cell/", timeout=20_000)
+    assert page.locator("text=Traceback").count() == 0
+    assert page.locator(".jp-OutputArea img[src^='data:image/png']").count() == 1  # the curves stay
+    assert stop.count() == 0
+
+    run_cell(page, 1)
+    page.wait_for_selector("text=/student: going on from a checkpoint at epoch/", timeout=20_000)
+    page.wait_for_selector("text=/epoch .* of 400, step/", timeout=20_000)
+    page.keyboard.press("Escape")
+    page.keyboard.press("i")
+    page.keyboard.press("i")
+    page.wait_for_selector("text=/KeyboardInterrupt: student, epoch .* a checkpoint is kept/", timeout=20_000)
+    assert page.locator("text=Traceback").count() == 0
+
+    run_cell(page, 2)
+    run_cell(page, 1)
+    page.wait_for_selector("text=finished 400", timeout=60_000)
+    assert page.locator("text=/student: going on from a checkpoint at epoch/").count() == 1

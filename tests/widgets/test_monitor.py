@@ -36,13 +36,19 @@ def test_curves_are_sorted_into_panels_by_what_they_are():
     assert png_of(curves(HISTORY)).startswith(b"\x89PNG")
 
 
-def test_the_picture_follows_the_epochs():
+def test_the_picture_follows_the_epochs(monkeypatch):
     view = TrainingMonitor()
     assert view.last_picture() == b""
     view.update(told(1, 0, HISTORY[:1]))
     first = bytes(view.picture.value)
-    view.update(told(3, 0))
-    assert first.startswith(b"\x89PNG") and bytes(view.picture.value) != first
+    view.update(told(2, 0, HISTORY[:2]))
+    assert first.startswith(b"\x89PNG") and bytes(view.picture.value) == first, "drawing waits a second"
+    monkeypatch.setattr("medkd.widgets.monitor.REDRAW_SECONDS", 0.0)
+    view.update(told(2, 1, HISTORY[:2]))
+    second = bytes(view.picture.value)
+    monkeypatch.undo()
+    view.update(told(10, 0))
+    assert len({first, second, bytes(view.picture.value)}) == 3, "the end is drawn at once"
 
 
 class Step:
