@@ -1,4 +1,4 @@
-"""The `medkd` command: report, share, data, lab."""
+"""The `medkd` command: report, share, lab, doctor; the others come from `cli_*.py`."""
 
 from __future__ import annotations
 
@@ -119,6 +119,18 @@ def lab(
     options += [] if browser else ["--no-browser"]
     options += ["--allow-root"] if os.geteuid() == 0 else []  # containers run as root; the server is local either way
     os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *options])
+
+
+@app.command()
+def doctor() -> None:
+    """Check the installation and say what to mend; exit status 1 if something must be."""
+    from medkd.doctor import examine
+
+    found = examine()
+    for check in found:
+        print(f"{check.state:4}  {check.name}: {check.text}")
+    if any(check.state == "mend" for check in found):
+        raise typer.Exit(1)
 
 
 def _file_made_absolute(name: str, value: Any) -> tuple[str, Any]:

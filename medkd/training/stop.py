@@ -12,6 +12,7 @@ from medkd.errors import MedkdError
 
 TERMINATED = 143
 """Exit status after SIGTERM: 128 + 15."""
+GO_ON = "a checkpoint is kept, run the same cell or command again to go on"
 
 _requested = threading.Event()
 
@@ -50,10 +51,10 @@ class StopRequests:
         if self.signal == signal.SIGTERM:
             raise SystemExit(TERMINATED)
         if self.signal:
-            interrupted = KeyboardInterrupt(f"{where}; a checkpoint is kept, run the same cell or command again to go on")
+            interrupted = KeyboardInterrupt(f"{where}; {GO_ON}")
             interrupted._render_traceback_ = lambda: [f"KeyboardInterrupt: {interrupted}"]  # all that IPython shows
             raise interrupted
-        raise Stopped(f"{where}: stopped as asked; a checkpoint is kept, run the same cell or command again to go on")
+        raise Stopped(f"{where}: stopped as asked; {GO_ON}")
 
 
 @contextmanager

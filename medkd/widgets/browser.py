@@ -102,7 +102,7 @@ class CohortBrowser(widgets.VBox):
             return
         record = self.cohort.table.iloc[row].drop(list(HIDDEN))
         facts = record.to_frame("").to_html(header=False, border=0)
-        self.detail.value = self._side_by_side(row, 160) + facts
+        self.detail.value = f'<div style="white-space:nowrap">{self._side_by_side(row, 160)}</div>{facts}'
         with self.profile:
             for name in self.cohort.vectors:
                 fig, ax = figure()

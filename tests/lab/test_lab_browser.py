@@ -40,7 +40,8 @@ class Step:
     def start(self, generator): pass
     def after_step(self): time.sleep(self.pause)
     def validate(self): return {"val_auc": 0.5}
-    def loss(self, rows, progress): return self.modules(rows.float()[:, None]).pow(2).mean(), {"weight_kd": 1 - progress}
+    def loss(self, rows, progress):
+        return self.modules(rows.float()[:, None]).pow(2).mean(), {"weight_kd": 1 - progress}
 step = Step()
 optimizer = torch.optim.SGD(step.modules.parameters(), lr=1e-5)
 Path("checkpoint").mkdir(exist_ok=True)
@@ -48,6 +49,7 @@ settings = {"epochs": 400, "batch_size": 4, "schedule": linear_decay, "seed": 0,
 TRAIN = """with monitor():
     history = fit(step, torch.arange(16), optimizer, folder=Path("checkpoint"), **settings)
 print("finished", len(history))"""
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 BOOKS = {"browse": [BROWSE], "train": [STEP, TRAIN, "step.pause = 0"]}
 
 
@@ -60,6 +62,8 @@ def lab(tmp_path_factory):
     for name, cells in BOOKS.items():
         book = new_notebook(cells=[new_code_cell(code) for code in cells], metadata=kernel)
         nbformat.write(book, home / "notebooks" / f"{name}.ipynb")
+    for path in NOTEBOOKS:
+        shutil.copy(path, home / "notebooks")
     environment = os.environ | {"MEDKD_HOME": str(home), "OMP_NUM_THREADS": "1"}
     environment.pop("MEDKD_HEADLESS", None)
     server = subprocess.Popen(
@@ -165,3 +169,25 @@ def test_a_training_is_watched_stopped_interrupted_and_each_time_goes_on(opened)
     run_cell(page, 1)
     page.wait_for_selector("text=finished 400", timeout=60_000)
     assert page.locator("text=/student: going on from a checkpoint at epoch/").count() == 1
+
+
+ENDED = """() => {
+    const prompts = [...document.querySelectorAll(".jp-Notebook .jp-CodeCell .jp-InputPrompt")]
+    const failed = document.querySelector('[data-mime-type="application/vnd.jupyter.error"]')
+    return failed !== null || /\\d/.test(prompts.at(-1).textContent)
+}"""
+
+
+def run_all(page, seconds):
+    """Run > Run All Cells, until the last one ended or one failed; the texts of the failures."""
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    page.wait_for_function(ENDED, timeout=seconds * 1000, polling=500)
+    return page.locator('[data-mime-type="application/vnd.jupyter.error"]').all_inner_texts()
+
+
+@pytest.mark.parametrize("name", [path.stem for path in NOTEBOOKS])
+def test_each_notebook_runs_on_the_quick_preset(opened, name):
+    page = opened(name)
+    assert run_all(page, 600) == []
+    assert page.locator(".jp-OutputArea img, .jp-OutputArea table").count() > 0
