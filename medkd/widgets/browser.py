@@ -83,7 +83,8 @@ class CohortBrowser(widgets.VBox):
             keep &= table["patient"].astype(str).str.contains(wanted, case=False, regex=False).to_numpy()
         self.rows = np.flatnonzero(keep)
         n_groups = table["patient"].iloc[self.rows].nunique()
-        self.count.value = f"{len(self.rows):,} of {len(table):,} samples, {n_groups:,} {self.cohort.group}s"
+        origin = " (simulated)" if self.cohort.simulated else ""
+        self.count.value = f"{len(self.rows):,} of {len(table):,} samples, {n_groups:,} {self.cohort.group}s{origin}"
         self.page.max = max(1, -(-len(self.rows) // self._n_shown))
         self.page.value = 1
         self._turn()

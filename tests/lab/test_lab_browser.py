@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import requests
 from nbformat.v4 import new_code_cell, new_notebook
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -116,6 +117,9 @@ def opened(lab, chromium, tmp_path):
         folder.mkdir(parents=True, exist_ok=True)
         page.screenshot(path=folder / f"{name}.png", full_page=True)
         page.close()
+    address, token = lab
+    for session in requests.get(f"{address}/api/sessions", params={"token": token}, timeout=20).json():
+        requests.delete(f"{address}/api/sessions/{session['id']}", params={"token": token}, timeout=20)
     ours = [text for text in errors if "favicon" not in text and "Failed to load resource" not in text]
     assert ours == []
 

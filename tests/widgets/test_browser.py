@@ -36,7 +36,7 @@ def test_filters_by_class_split_and_patient_combine(browser):
     assert browser.rows.tolist() == list(range(1, 30, 3))
     browser.split_filter.value = "test"
     assert browser.rows.tolist() == [25, 28]
-    assert "2 of 30 samples, 2 patients" in browser.count.value
+    assert "2 of 30 samples, 2 patients (simulated)" in browser.count.value
     browser.patient_filter.value = "p14"
     assert browser.rows.tolist() == [28]
     browser.patient_filter.value = "nobody"
