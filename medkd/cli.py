@@ -11,6 +11,7 @@ import typer
 
 from medkd.cli_batch import batch, train
 from medkd.cli_data import Root, data_app, fail
+from medkd.cli_export import export, predict
 from medkd.cli_runs import runs_app
 
 app = typer.Typer(
@@ -24,6 +25,8 @@ app.add_typer(data_app, name="data")
 app.add_typer(runs_app, name="runs")
 app.command()(batch)
 app.command()(train)
+app.command()(export)
+app.command()(predict)
 
 
 @app.command()

@@ -131,7 +131,7 @@ class FileImages:
 
     def unreadable(self) -> dict[str, str]:
         """Name of each file that cannot be decoded -> the reason; every file is read once."""
-        failed = self._files.each(lambda name: _decode(self._files.store.read(name), 8), "look at images")[1]
+        failed = self._files.each(lambda name: decode(self._files.store.read(name), 8), "look at images")[1]
         own = {self._files.names[file] for file in self._files.file_of[self._rows]}
         return {name: reason for name, reason in failed.items() if name in own}
 
@@ -215,7 +215,7 @@ class _Files:
         pixels = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(len(self.file_of), size, size, 3))
         boxes = dict(zip(self.names, self.crops or [(None,)] * len(self.names), strict=True))
         failed = self.each(
-            lambda name: _decode(self.store.read(name), size, boxes[name]), f"decode images at {size} px", into=pixels
+            lambda name: decode(self.store.read(name), size, boxes[name]), f"decode images at {size} px", into=pixels
         )[1]
         self._refuse(failed)
         pixels.flush()
@@ -264,7 +264,7 @@ class _Files:
             )
 
 
-def _decode(content: bytes, size: int, boxes: Sequence[Box | None] = (None,)) -> np.ndarray:
+def decode(content: bytes, size: int, boxes: Sequence[Box | None] = (None,)) -> np.ndarray:
     """Boxes of an encoded image (None: all of it) as uint8 RGB squares, shape (n_boxes, size, size, 3)."""
     if not content:
         raise OSError("the file is empty")

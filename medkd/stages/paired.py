@@ -234,8 +234,8 @@ def _encoder(cohort: Cohort, name: str, params: Any) -> nn.Module:
     if name in cohort.vectors:
         return build_vector_encoder(cohort.vectors[name].values.shape[1], dim=DIM)
     if params.frozen:
-        return frozen_head(trunk_width(params.encoder, _width(params)), dim=DIM, dropout=params.frozen_dropout)
-    return build_feature_encoder(params.encoder, dim=DIM, width=_width(params), weights=params.weights)
+        return frozen_head(trunk_width(params.encoder, width_of(params)), dim=DIM, dropout=params.frozen_dropout)
+    return build_feature_encoder(params.encoder, dim=DIM, width=width_of(params), weights=params.weights)
 
 
 def _frozen_modality(context: Context, name: str) -> FrozenModality:
@@ -249,14 +249,14 @@ def _frozen_modality(context: Context, name: str) -> FrozenModality:
         n_views=params.frozen_views,
         seed=params.seed,
         device=context.device,
-        width=_width(params),
+        width=width_of(params),
         precision=params.precision,
         title=f"{params.encoder} features, {name}",
     )
     return FrozenModality(features, context.device)
 
 
-def _width(params: Any) -> float:
+def width_of(params: Any) -> float:
     """The width of the encoders that have one; the published networks of torchvision and timm have not."""
     return params.width if params.encoder in ("resnet12", "conv4") else 1.0
 

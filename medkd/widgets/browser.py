@@ -14,7 +14,7 @@ from medkd.data.checks import Finding
 from medkd.data.cohort import Cohort
 from medkd.data.folds import Split
 from medkd.report.style import PALETTE, figure
-from medkd.widgets.pictures import gallery, picture
+from medkd.widgets.pictures import gallery, picture, side_by_side
 
 EVERY = "all"
 HIDDEN = ("label", "roi")
@@ -93,7 +93,7 @@ class CohortBrowser(widgets.VBox):
         start = (self.page.value - 1) * self._n_shown
         rows = self.rows[start : start + self._n_shown]
         ids, names = self.cohort.table["id"], self.cohort.table["class"]
-        self.thumbnails.value = gallery([(self._side_by_side(row, 64), f"{names[row]}") for row in rows])
+        self.thumbnails.value = gallery([(self._modalities(row, 64), f"{names[row]}") for row in rows])
         self.sample.options = [(f"{ids[row]} ({names[row]})", int(row)) for row in rows]
 
     def _choose(self, _: object = None) -> None:
@@ -103,17 +103,17 @@ class CohortBrowser(widgets.VBox):
             return
         record = self.cohort.table.iloc[row].drop(list(HIDDEN))
         facts = record.to_frame("").to_html(header=False, border=0)
-        self.detail.value = f'<div style="white-space:nowrap">{self._side_by_side(row, 160)}</div>{facts}'
+        self.detail.value = self._modalities(row, 160) + facts
         with self.profile:
             for name in self.cohort.vectors:
                 fig, ax = figure()
                 vector_profile(self.cohort, name, row, ax)
                 display_and_close(fig)
 
-    def _side_by_side(self, row: int, side: int) -> str:
+    def _modalities(self, row: int, side: int) -> str:
         sample = self.cohort.table["id"].iloc[row]
-        return "".join(
-            picture(pixels[row], side=side, title=f"{name} of {sample}") for name, pixels in self._pixels.items()
+        return side_by_side(
+            [picture(pixels[row], side=side, title=f"{name} of {sample}") for name, pixels in self._pixels.items()]
         )
 
 

@@ -28,6 +28,11 @@ def picture(pixels: np.ndarray, *, side: int, title: str = "") -> str:
     )
 
 
+def side_by_side(pieces: list[str]) -> str:
+    """HTML pieces in one line; JupyterLab alone makes every image a block of its own."""
+    return f'<div style="display:flex">{"".join(pieces)}</div>'
+
+
 def gallery(cells: list[tuple[str, str]]) -> str:
     """HTML pieces with captions, side by side, as many in a line as fit."""
     figures = "".join(

@@ -31,8 +31,8 @@ def source(image_folder, cache):
 @pytest.fixture
 def count_decodes(monkeypatch):
     """The contents that were decoded while the test ran."""
-    decoded, decode = [], module._decode
-    monkeypatch.setattr(module, "_decode", lambda content, *rest: decoded.append(content) or decode(content, *rest))
+    decoded, decode = [], module.decode
+    monkeypatch.setattr(module, "decode", lambda content, *rest: decoded.append(content) or decode(content, *rest))
     return decoded
 
 
@@ -135,7 +135,7 @@ def test_an_interrupted_build_leaves_no_array_behind(source, cache, monkeypatch)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, "_decode", stop)
+        patched.setattr(module, "decode", stop)
         with pytest.raises(KeyboardInterrupt):
             source.load(16)
     assert arrays_in(cache) == []
@@ -267,12 +267,12 @@ import sys, time
 from pathlib import Path
 from medkd.data import images as module
 
-decode = module._decode
+decode = module.decode
 def slow(*arguments):
     print("decoding", flush=True)
     time.sleep(float(sys.argv[3]))
     return decode(*arguments)
-module._decode = slow
+module.decode = slow
 names = sys.argv[4:]
 source = module.FileImages(names, root=Path(sys.argv[1]), cache_dir=Path(sys.argv[2]))
 print("sum", int(source.load(16).astype(int).sum()), flush=True)

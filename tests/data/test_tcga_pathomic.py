@@ -80,8 +80,8 @@ def test_every_patch_has_the_pixels_patient_and_genomics_of_its_region(load):
 def test_each_region_is_decoded_once_for_all_of_its_patches(load, monkeypatch):
     from medkd.data import images
 
-    decoded, decode = [], images._decode
-    monkeypatch.setattr(images, "_decode", lambda content, *rest: decoded.append(content) or decode(content, *rest))
+    decoded, decode = [], images.decode
+    monkeypatch.setattr(images, "decode", lambda content, *rest: decoded.append(content) or decode(content, *rest))
     cohort = load()
     cohort.images["histology"].load(8)
     assert len(decoded) == 4
@@ -119,7 +119,8 @@ def test_published_splits_divide_patients_not_patches(load):
 def pickle_of(cohort, **extra):
     train, test = cohort.table["roi"].str[:12].unique()[:2], cohort.table["roi"].str[:12].unique()[2:]
     split = {"train": {"x_patname": list(train)}, "test": {"x_patname": list(test)} | extra}
-    return {"data_pd": pd.DataFrame({"x": [1.0]}), "cv_splits": {1: split, 2: split}}
+    genes = pd.DataFrame([[1.0]], columns=pd.Index(["x"], dtype=object))  # as the pandas of 2020 wrote it
+    return {"data_pd": genes, "cv_splits": {1: split, 2: split}}
 
 
 class Attack:

@@ -14,6 +14,8 @@ import requests
 from nbformat.v4 import new_code_cell, new_notebook
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+# WebGL drawn in software: with "--disable-gpu" jupyter-scatter gets no context to draw in
+CHROMIUM_ARGS = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install playwright)")
 pytestmark = [
     pytest.mark.slow,
@@ -50,8 +52,26 @@ settings = {"epochs": 400, "batch_size": 4, "schedule": linear_decay, "seed": 0,
 TRAIN = """with monitor():
     history = fit(step, torch.arange(16), optimizer, folder=Path("checkpoint"), **settings)
 print("finished", len(history))"""
+EXPLORE = """import numpy as np, pandas as pd
+from pathlib import Path
+from medkd.data.arrays import ArrayImages
+from medkd.data.cohort import Cohort
+from medkd.evaluation.points import points_table
+from medkd.widgets.explorer import explore
+label = np.arange(60) % 3
+table = pd.DataFrame({"id": [f"x{i:02d}" for i in range(60)], "label": label, "class": np.array(list("abc"))[label]})
+table["patient"], table["roi"] = [f"P{i // 2}" for i in range(60)], table["id"]
+images = {name: ArrayImages(np.full((60, 8, 8, 3), g, np.uint8)) for name, g in (("one", 90), ("two", 200))}
+cohort = Cohort("toy", "Toy", True, ("a", "b", "c"), table, images)
+x, y = (np.array([[0, 0], [10, 0], [5, 10]])[label] + np.random.default_rng(0).normal(size=(60, 2)) / 3).T
+scores = np.random.default_rng(1).dirichlet([0.5] * 3, 60)
+rows = [table.assign(method=method, setting="", part=0, x=x, y=y) for method in ("teacher", "GMCD", "CE only")]
+for number, each in enumerate(rows):
+    each[["p_0", "p_1", "p_2"]] = np.roll(scores, number, axis=0)
+rows = pd.concat(rows)
+explore(points_table(rows, rows, cohort.classes), cohort, size=8, n_shown=12, folder=Path("selections"))"""
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
-BOOKS = {"browse": [BROWSE], "train": [STEP, TRAIN, "step.pause = 0"]}
+BOOKS = {"browse": [BROWSE], "explore": [EXPLORE], "train": [STEP, TRAIN, "step.pause = 0"]}
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +105,7 @@ def lab(tmp_path_factory):
 @pytest.fixture(scope="module")
 def chromium():
     with playwright.sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        browser = engine.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGS)
         yield browser
         browser.close()
 
@@ -132,6 +152,20 @@ def run_cell(page, number):
     cell.locator(r"text=/\[(\*|\d+)\]:/").first.wait_for(timeout=20_000)
 
 
+def lasso(page, plot, left, right):
+    """Drag a line round the part of a plot from `left` to `right`, shares of its width."""
+    plot.scroll_into_view_if_needed()
+    box = plot.bounding_box()
+    corners = [(left, 0.03), (right, 0.03), (right, 0.97), (left, 0.97), (left, 0.03)]
+    (x, y), *others = [(box["x"] + u * box["width"], box["y"] + v * box["height"]) for u, v in corners]
+    page.mouse.move(x, y)
+    page.mouse.down()
+    for x, y in others:
+        page.mouse.move(x, y, steps=4)
+        page.wait_for_timeout(60)  # the line takes a corner every 10 ms
+    page.mouse.up()
+
+
 def test_the_cohort_browser_filters_pages_and_shows_a_sample(opened):
     page = opened("browse")
     run_cell(page, 0)
@@ -145,6 +179,41 @@ def test_the_cohort_browser_filters_pages_and_shows_a_sample(opened):
     page.get_by_label("patient").fill("p14")
     page.keyboard.press("Enter")
     page.wait_for_selector("text=1 of 30 samples, 1 patients", timeout=20_000)
+
+
+def test_a_lasso_in_the_feature_explorer_shows_the_images_of_the_points_in_every_view(opened):
+    page = opened("explore")
+    run_cell(page, 0)
+    page.wait_for_selector("text=0 of 60 images selected", timeout=180_000)
+    assert page.locator("text=Toy (simulated)").count() == 1
+    plots = page.locator(".jp-OutputArea canvas:not([style*='absolute'])")  # the other canvas of a plot holds labels
+    plots.nth(2).wait_for(timeout=60_000)
+    page.wait_for_timeout(1000)  # until the points are drawn, mouse events are ignored
+    lasso(page, plots.nth(0), 0.03, 0.4)
+    page.wait_for_selector("text=20 of 60 images selected, 20 patients: a 20", timeout=20_000)
+    page.wait_for_selector('img[alt="two of x33"]', timeout=60_000)
+    assert page.locator("figure").count() == 12 and page.locator("figure img").count() == 24
+    assert page.locator(".jp-OutputArea table tbody tr").count() == 12
+    sides = [page.locator(f'img[alt="{name} of x33"]').bounding_box() for name in ("one", "two")]
+    assert sides[0]["y"] == sides[1]["y"] and sides[0]["x"] < sides[1]["x"]
+
+    lasso(page, plots.nth(2), 0.6, 0.97)
+    page.wait_for_selector("text=20 of 60 images selected, 20 patients: b 20", timeout=20_000)
+    page.get_by_label("page").fill("2")
+    page.keyboard.press("Enter")
+    page.wait_for_selector('img[alt="one of x58"]', timeout=20_000)
+
+    page.get_by_label("colour by").select_option("correct")
+    page.wait_for_selector("text=wrong (39 | 40 | 41)", timeout=20_000)
+    page.get_by_label("value").select_option("wrong")
+    page.get_by_label("of method").select_option("CE only")
+    page.locator("button.widget-button", has_text="Select").press("Enter")
+    page.wait_for_selector("text=/^41 of 60 images selected/", timeout=20_000)
+    page.locator("button.widget-button", has_text="Export").press("Enter")
+    page.wait_for_selector("text=wrote 123 rows (41 images) to selections/selection_1.csv", timeout=20_000)
+    plots.nth(1).dblclick(position={"x": 5, "y": 5})
+    page.wait_for_selector("text=/^0 of 60 images selected/", timeout=20_000)
+    assert page.locator("figure").count() == 0
 
 
 def test_a_training_is_watched_stopped_interrupted_and_each_time_goes_on(opened):
@@ -193,5 +262,5 @@ def run_all(page, seconds):
 @pytest.mark.parametrize("name", [path.stem for path in NOTEBOOKS])
 def test_each_notebook_runs_on_the_quick_preset(opened, name):
     page = opened(name)
-    assert run_all(page, 600) == []
+    assert run_all(page, 900) == []
     assert page.locator(".jp-OutputArea img, .jp-OutputArea table").count() > 0

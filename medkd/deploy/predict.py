@@ -1,0 +1,146 @@
+"""Images in, table and contact sheet out, by an exported model; what cannot be read is told and left out."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from medkd.data.images import MAX_THREADS, UNREADABLE, decode
+from medkd.deploy.runtime import RESEARCH_ONLY, ExportedModel
+from medkd.deploy.sheet import PER_PAGE, contact_sheet
+from medkd.errors import DataError
+from medkd.files import unwritable, write_atomically, write_table
+
+TABLE = "predictions.csv"
+SHEET = re.compile(r"contact_sheet(_\d+)?\.png")
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What came of some images.
+
+    Attributes:
+        table: one row an image that could be read: file, predicted, p_<class> of each class.
+        unreadable: file -> the reason, of the others.
+        files: what was written.
+    """
+
+    table: pd.DataFrame
+    unreadable: dict[str, str]
+    files: list[Path]
+
+
+def predict_images(model: Path, images: Sequence[str | Path], to: Path) -> Predicted:
+    """Predict images and write `predictions.csv` and contact sheets of up to 60 images each.
+
+    Args:
+        model: folder that `medkd export` wrote.
+        images: files, and folders that are searched with their subfolders, see `image_files`.
+        to: folder to write to; a table and sheets of an earlier call in it are replaced.
+
+    Raises:
+        DataError: the model is damaged, there is no image file, or `to` cannot be written.
+        ParameterError: onnxruntime is not installed.
+    """
+    exported, paths = ExportedModel(model), image_files(images)
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+        for old in to.iterdir():
+            if SHEET.fullmatch(old.name) or old.name == TABLE:
+                old.unlink()
+        pages = [paths[start : start + PER_PAGE] for start in range(0, len(paths), PER_PAGE)]
+        rows: dict[str, np.ndarray] = {}
+        unreadable: dict[str, str] = {}
+        files = [to / TABLE]
+        with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
+            for number, page in enumerate(tqdm(pages, desc="predict", unit="page", leave=False, disable=None), start=1):
+                read = dict(
+                    zip(page, pool.map(lambda path: _read(path, exported.record.image_size), page), strict=True)
+                )
+                unreadable |= {_shown(path): got for path, got in read.items() if isinstance(got, str)}
+                pixels = {path: got for path, got in read.items() if not isinstance(got, str)}
+                if pixels:
+                    stack = np.stack(list(pixels.values()))
+                    found = exported.probabilities(np.ascontiguousarray(stack.transpose(0, 3, 1, 2)))
+                    rows |= dict(zip(map(_shown, pixels), found, strict=True))
+                    sheet = _sheet(exported, list(pixels), stack, found, f"page {number} of {len(pages)}")
+                    files.append(to / ("contact_sheet.png" if len(pages) == 1 else f"contact_sheet_{number:03}.png"))
+                    write_atomically(files[-1], lambda part, sheet=sheet: sheet.save(part, "PNG"))
+        table = _table(rows, exported.record.classes)
+        write_table(to / TABLE, table)
+    except OSError as error:
+        raise unwritable(to, error) from error
+    return Predicted(table, unreadable, files)
+
+
+def image_files(places: Sequence[str | Path]) -> list[Path]:
+    """The image files of these places, each once: files as named, folders in natural order (img2 before img10).
+
+    Of a folder and its subfolders those are taken whose ending is that of an image; hidden files are not.
+
+    Raises:
+        DataError: there is none.
+    """
+    endings = set(Image.registered_extensions())
+    found: dict[Path, None] = {}
+    for place in map(Path, places):
+        if not place.is_dir():
+            found[place] = None
+            continue
+        inside = (path for path in place.rglob("*") if path.suffix.lower() in endings and path.is_file())
+        own = [path for path in inside if not any(part.startswith(".") for part in path.relative_to(place).parts)]
+        found |= dict.fromkeys(sorted(own, key=lambda path: _natural(path.relative_to(place))))
+    if not found:
+        raise DataError(f"there is no image file in {', '.join(map(str, places))}; name files or folders with images")
+    return list(found)
+
+
+def _natural(path: Path) -> list[list[str | int]]:
+    """Sorts numbers in names by their size, folder by folder."""
+    return [
+        [int(part) if number % 2 else part.lower() for number, part in enumerate(re.split(r"(\d+)", name))]
+        for name in path.parts
+    ]
+
+
+def _read(path: Path, size: int) -> np.ndarray | str:
+    """The image as the network sees it, uint8 (size, size, 3), or why it cannot be read."""
+    try:
+        return decode(path.read_bytes(), size)[0]
+    except UnidentifiedImageError:
+        return "it is no image of a known format"
+    except UNREADABLE as error:
+        return " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
+
+
+def _table(rows: Mapping[str, np.ndarray], classes: list[str]) -> pd.DataFrame:
+    probabilities = np.array(list(rows.values())).reshape(-1, len(classes))
+    predicted = np.array(classes, object)[probabilities.argmax(axis=1)]
+    columns = {f"p_{name}": probabilities[:, index].round(6) for index, name in enumerate(classes)}
+    return pd.DataFrame({"file": list(rows), "predicted": predicted} | columns)
+
+
+def _sheet(exported: ExportedModel, paths: list[Path], pixels: np.ndarray, found: np.ndarray, page: str) -> Image.Image:
+    record = exported.record
+    simulated = ", trained on simulated data" if record.simulated else ""
+    seen = f"{page}; images as the network sees them, {record.image_size} x {record.image_size} px"
+    captions = [
+        (_shown(Path(path.name)), record.classes[row.argmax()], f"{row.max():.1%}")
+        for path, row in zip(paths, found, strict=True)
+    ]
+    return contact_sheet(pixels, captions, (f"{record.title}: {RESEARCH_ONLY}{simulated}", seen))
+
+
+def _shown(path: Path) -> str:
+    """A path as text of one line that any file can hold, also where the name is no valid Unicode."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)

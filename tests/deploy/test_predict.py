@@ -1,0 +1,221 @@
+"""`medkd predict`: a model folder and images in, table and contact sheets out; bad files named, bad folders refused."""
+
+import json
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import typer
+from PIL import Image
+from torch import nn
+from typer.testing import CliRunner
+
+from medkd.cli_export import predict
+from medkd.deploy.predict import image_files, predict_images
+from medkd.deploy.sheet import contact_sheet
+from medkd.errors import DataError, ParameterError
+
+pytest.importorskip("onnxruntime", reason="medkd[export]")
+pytest.importorskip("onnxscript", reason="medkd[export]")
+COLOURS = {"red": (250, 10, 20), "green": (10, 240, 20), "blue": (20, 10, 250)}
+
+
+class MeanColour(nn.Module):
+    """Scores that are ten times the mean of each channel: what it must predict can be seen."""
+
+    def forward(self, x):
+        return x.mean(dim=(2, 3)) * 10
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A folder as `medkd export` writes it, of a network whose answers are known."""
+    from medkd.deploy.deployed import Deployed
+    from medkd.deploy.export import write_programs
+    from medkd.files import digest_of, write_json
+
+    folder = tmp_path_factory.mktemp("model")
+    write_programs(Deployed(MeanColour().eval(), 8, temperature=2.0), tuple(COLOURS), folder)
+    record = {
+        "format": "medkd-export-1",
+        "title": "mean colour",
+        "classes": list(COLOURS),
+        "image_size": 8,
+        "simulated": True,
+        "files": {"model.onnx": digest_of(folder / "model.onnx")},
+    }
+    write_json(folder / "model.json", record)
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder with images of one colour each, of several sizes and kinds, and files that are none."""
+    folder = tmp_path / "pictures"
+    (folder / "more").mkdir(parents=True)
+    Image.new("RGB", (30, 20), COLOURS["red"]).save(folder / "img10.png")
+    Image.new("RGB", (8, 8), COLOURS["green"]).save(folder / "img2.PNG")
+    Image.new("RGB", (500, 3), COLOURS["blue"]).save(folder / "more" / "img1.bmp")
+    Image.new("RGBA", (9, 9), (*COLOURS["red"], 255)).save(folder / "img3.webp", lossless=True)
+    (folder / "notes.txt").write_text("no image")
+    (folder / ".hidden.png").write_text("no image")
+    return folder
+
+
+def run(*arguments):
+    app = typer.Typer()
+    app.command()(predict)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_every_image_gets_its_class_and_calibrated_probabilities(model, pictures, tmp_path):
+    done = predict_images(model, [pictures], tmp_path / "out")
+    table = pd.read_csv(tmp_path / "out" / "predictions.csv")
+    names = [name.removeprefix(f"{pictures}/") for name in table["file"]]
+    assert names == ["img2.PNG", "img3.webp", "img10.png", "more/img1.bmp"]  # 2 before 10, folders after their files
+    assert table["predicted"].tolist() == ["green", "red", "red", "blue"]
+    assert list(table) == ["file", "predicted", "p_red", "p_green", "p_blue"]
+    scores = torch.tensor(COLOURS["green"]) / 255 * 10
+    np.testing.assert_allclose(table.iloc[0, 2:].to_numpy(float), (scores / 2).softmax(0), atol=1e-5)
+    assert not done.unreadable and done.files == [
+        tmp_path / "out" / "predictions.csv",
+        tmp_path / "out/contact_sheet.png",
+    ]
+
+
+def test_bad_images_are_named_with_the_reason_and_left_out_and_the_exit_status_says_so(model, pictures, tmp_path):
+    (pictures / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 and no more")
+    (pictures / "empty.png").touch()
+    (pictures / "text.tif").write_text("text")
+    result = run(model, pictures, pictures / "gone.png", "--to", tmp_path / "out")
+    assert result.exit_code == 2
+    lines = [line for line in result.stderr.splitlines() if line.startswith("not read: ")]
+    assert len(lines) == 4
+    for name, reason in {
+        "empty.png": "the file is empty",
+        "text.tif": "no image of a known format",
+        "gone.png": "No such file or directory",
+        "broken.jpg": "",
+    }.items():
+        assert any(f"{name}: " in line and reason in line and not line.endswith(": ") for line in lines)
+    assert "4 of 8 images cannot be read" in result.stderr.splitlines()[-1]
+    assert len(pd.read_csv(tmp_path / "out" / "predictions.csv")) == 4
+
+
+def test_good_images_end_with_status_0_and_a_count_of_each_class(model, pictures, tmp_path):
+    result = run(model, pictures, "--to", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "2 red" in result.stdout and "1 blue" in result.stdout
+
+
+def test_images_that_are_all_bad_give_an_empty_table(model, tmp_path):
+    (tmp_path / "a.png").write_text("no image")
+    result = run(model, tmp_path / "a.png", "--to", tmp_path / "out")
+    assert result.exit_code == 2 and "1 of 1 images" in result.stderr
+    assert len(pd.read_csv(tmp_path / "out" / "predictions.csv")) == 0
+    assert not list((tmp_path / "out").glob("*.png"))
+
+
+def test_contact_sheets_have_sixty_images_a_page_and_older_pages_go(model, tmp_path):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(61):
+        Image.new("RGB", (8, 8), COLOURS["blue"]).save(folder / f"{number}.png")
+    out = tmp_path / "out"
+    predict_images(model, [folder], out)
+    pages = sorted(path.name for path in out.glob("*.png"))
+    assert pages == ["contact_sheet_001.png", "contact_sheet_002.png"]
+    first, second = (Image.open(out / name).size for name in pages)
+    assert first[1] > 4 * second[1]  # six rows and one
+    predict_images(model, [folder / "7.png"], out)
+    assert [path.name for path in out.glob("*.png")] == ["contact_sheet.png"]
+
+
+def test_a_contact_sheet_shows_the_image_above_its_three_lines(model):
+    """Where the picture lies the page has its colour; below it there is ink for the caption."""
+    captions = [("a-very-long-file-name-that-does-not-fit-below-a-thumbnail.png", "green", "99.0%")]
+    pixels = np.full((1, 8, 8, 3), COLOURS["green"], np.uint8)
+    page = np.asarray(contact_sheet(pixels, captions, ("title", "page 1 of 1")))
+    green = (page == COLOURS["green"]).all(axis=2)
+    rows, columns = np.flatnonzero(green.any(axis=1)), np.flatnonzero(green.any(axis=0))
+    assert len(rows) == len(columns) == 136
+    below = page[rows[-1] + 1 :].min(axis=2) < 128
+    assert len(np.unique(np.flatnonzero(below.any(axis=1)) // 16)) >= 3
+    assert np.flatnonzero(below.any(axis=0)).max() <= columns[-1]  # a long name is shortened, not written over others
+
+
+def test_a_name_that_is_no_unicode_or_holds_control_characters_is_written_as_text(model, tmp_path):
+    import os
+
+    name = os.fsencode(tmp_path) + b"/caf\xe9\x1b[31m.png"
+    Image.new("RGB", (8, 8), COLOURS["red"]).save(tmp_path / "a.png")
+    os.rename(tmp_path / "a.png", name)
+    done = predict_images(model, [tmp_path], tmp_path / "out")
+    assert done.table["file"].tolist() == [rf"{tmp_path}/caf\xe9\x1b[31m.png"]
+
+
+def test_a_folder_without_images_is_refused(model, tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(DataError, match="there is no image file in"):
+        image_files([tmp_path])
+    assert run(model, tmp_path, "--to", tmp_path / "out").exit_code == 2
+
+
+@pytest.fixture
+def copied(model, tmp_path):
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for path in model.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def test_a_changed_network_is_refused_before_it_is_run(copied, pictures, tmp_path):
+    content = bytearray((copied / "model.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (copied / "model.onnx").write_bytes(content)
+    result = run(copied, pictures, "--to", tmp_path / "out")
+    assert result.exit_code == 2 and "its SHA-256 differs" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda record: record | {"format": "medkd-export-9"}, "format: Input should be 'medkd-export-1'"),
+        (lambda record: record | {"classes": ["one"]}, "classes: List should have at least 2 items"),
+        (lambda record: record | {"image_size": 10**9}, "image_size: Input should be less than or equal to 4096"),
+        (lambda record: record | {"files": {}}, "its SHA-256 differs"),
+        (lambda record: [], "does not describe a model"),
+    ],
+    ids=["format", "classes", "size", "digest", "list"],
+)
+def test_a_record_that_does_not_fit_is_one_sentence(copied, pictures, tmp_path, change, message):
+    record = json.loads((copied / "model.json").read_text())
+    (copied / "model.json").write_text(json.dumps(change(record)))
+    with pytest.raises(DataError, match=message) as found:
+        predict_images(copied, [pictures], tmp_path / "out")
+    assert "\n" not in str(found.value)
+
+
+def test_a_folder_that_is_no_model_or_lacks_its_network_is_refused(copied, pictures, tmp_path):
+    with pytest.raises(DataError, match="holds no exported model"):
+        predict_images(pictures, [pictures], tmp_path / "out")
+    (copied / "model.json").write_bytes(b"\xff{")
+    with pytest.raises(DataError, match="does not describe a model"):
+        predict_images(copied, [pictures], tmp_path / "out")
+
+
+def test_classes_that_do_not_fit_the_network_are_refused(copied, pictures, tmp_path):
+    record = json.loads((copied / "model.json").read_text())
+    (copied / "model.json").write_text(json.dumps(record | {"classes": ["red", "green"]}))
+    with pytest.raises(DataError, match="gives 3 probabilities, but model.json names 2 classes"):
+        predict_images(copied, [pictures], tmp_path / "out")
+
+
+def test_a_missing_onnxruntime_is_one_sentence_that_names_the_extra(model, pictures, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ParameterError, match=r'need the package onnxruntime.*pip install "medkd\[export\]"'):
+        predict_images(model, [pictures], tmp_path / "out")
