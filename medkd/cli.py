@@ -11,7 +11,7 @@ import typer
 
 from medkd.cli_batch import batch, train
 from medkd.cli_data import Root, data_app, fail
-from medkd.cli_export import export, predict
+from medkd.cli_export import bundle, export, predict
 from medkd.cli_runs import runs_app
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command()(batch)
 app.command()(train)
 app.command()(export)
 app.command()(predict)
+app.command()(bundle)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The commands `medkd export` and `medkd predict`."""
+"""The commands `medkd export`, `medkd predict` and `medkd bundle`."""
 
 from __future__ import annotations
 
@@ -64,3 +64,18 @@ def predict(
     if done.unreadable:
         n_all = len(done.table) + len(done.unreadable)
         fail(f"{len(done.unreadable)} of {n_all} images cannot be read and were left out; they are named above", 2)
+
+
+def bundle(
+    study: Annotated[str, typer.Argument(help="Name of a finished study that has its report.")],
+    to: Annotated[str, typer.Option(help="Folder to make; default: reports/bundles/STUDY.")] = "",
+    notebooks: Annotated[bool, typer.Option(help="With executed notebooks, which show images of the cohort.")] = True,
+) -> None:
+    """Put what a reviewer needs of a study into one folder, with a script that runs it again and compares."""
+    from medkd.bundle.assemble import bundle as assemble
+    from medkd.errors import MedkdError
+
+    try:
+        print(os.path.relpath(assemble(study, Path(to) if to else None, notebooks=notebooks)))
+    except MedkdError as error:
+        fail(str(error), 2)

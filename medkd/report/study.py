@@ -44,12 +44,12 @@ def build_study_report(name: str, *, n_resamples: int = 2000, say: Callable[[str
         DataError: there is no such study, none of its cells is finished, or a run is gone.
     """
     folder = reports_dir() / name
-    record = _record(folder)
+    record = read_record(folder)
     cohorts: dict[str, Cohort] = {}
     roots = {cohort["dataset"]: cohort["root"] for cohort in record["study"]["cohorts"]}
     for dataset in dict.fromkeys(cell["dataset"] for cell in record["cells"]):
         cells = [cell for cell in record["cells"] if cell["dataset"] == dataset]
-        evaluated = [found for cell in cells if (found := _evaluated(folder, cell)) is not None]
+        evaluated = [found for cell in cells if (found := evaluation_of(folder, cell)) is not None]
         say(f"{dataset}: {len(evaluated)} of {len(cells)} cells are evaluated")
         if evaluated:
             cohorts[dataset] = load_cohort(dataset, roots[dataset])
@@ -167,7 +167,12 @@ def _runs_behind(evaluated: list[Evaluated]) -> list[tuple[Run, str, str]]:
     return found
 
 
-def _record(folder: Path) -> dict[str, Any]:
+def read_record(folder: Path) -> dict[str, Any]:
+    """What `medkd batch` wrote of a study: name, study, cells.
+
+    Raises:
+        DataError: there is none.
+    """
     try:
         return json.loads((folder / "study.json").read_text())
     except FileNotFoundError:
@@ -178,7 +183,7 @@ def _record(folder: Path) -> dict[str, Any]:
         ) from None
 
 
-def _evaluated(folder: Path, cell: Mapping[str, Any]) -> Evaluated | None:
+def evaluation_of(folder: Path, cell: Mapping[str, Any]) -> Evaluated | None:
     """The cell's evaluation, None if it is not finished.
 
     Raises:

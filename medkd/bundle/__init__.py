@@ -1,0 +1,1 @@
+"""What a reviewer needs of a study, in one folder."""

@@ -1,0 +1,141 @@
+"""`medkd bundle`: study file, code, environment, splits, models, executed notebooks, figures, tables, and a script."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from medkd.bundle import reproduce
+from medkd.bundle.models import export_models
+from medkd.bundle.splits import split_tables
+from medkd.data.registry import load_cohort
+from medkd.errors import DataError
+from medkd.files import unwritable, write_json, write_table
+from medkd.paths import home, reports_dir
+from medkd.report.page import versions
+from medkd.report.study import evaluation_of, read_record
+from medkd.stages import stage_params
+
+CODE = (
+    *("medkd", "notebooks", "pyproject.toml", "requirements.lock", "environment.yml", "Makefile", "README.md"),
+    *("LICENSE", "data/README.md", "reports/README.md"),
+)
+"""What is copied of the project."""
+TRACES = shutil.ignore_patterns("__pycache__", "*.pyc", ".ipynb_checkpoints")
+
+README = """# {name}: what was run, and how to run it again
+
+| | |
+| --- | --- |
+| `report/index.html` | comparison over all cells, with the tables (CSV, LaTeX) and figures (PDF, PNG, CSV) it shows |
+| `notebooks/` | every executed notebook and its HTML{notebooks} |
+| `models/` | networks as ONNX and torch.export programs, each with a model card; `models.csv`: parity, latency |
+| `splits/` | who was in which part; ids are SHA-256 of "<cohort>:<id>", first sixteen hex digits |
+| `code/` | the package, its notebooks and its lock file |
+| `study.yaml` | the study; its cohorts are read from `data/NAME` beside it |
+| `environment.json` | versions and device of the original run |
+| `reproduce.py` | runs the study with `code/` and compares the tables with those in `report/` |
+
+{cohorts}
+
+Numbers are those of research software; nothing here is a medical device.
+"""
+
+
+def bundle(name: str, to: Path | None = None, *, notebooks: bool = True, say: Callable[[str], Any] = print) -> Path:
+    """Put together what a reviewer needs of a finished study.
+
+    Args:
+        name: of the study, as in its file.
+        to: folder to make; by default `reports/bundles/<name>/`. It must not be there yet.
+        notebooks: False leaves the executed notebooks out: they show images, which a licence may not let pass on.
+        say: where lines for the reader go.
+
+    Returns:
+        The folder.
+
+    Raises:
+        DataError: there is no such study, a cell is not finished, its report is missing, or the folder is there already
+            or cannot be written.
+    """
+    folder, record = reports_dir() / name, read_record(reports_dir() / name)
+    target = reports_dir() / "bundles" / name if to is None else to
+    if target.exists():
+        raise DataError(f"{target} is there already; remove it, or name another folder with --to")
+    if unfinished := [cell["name"] for cell in record["cells"] if cell["state"] != "finished"]:
+        raise DataError(f"cell {unfinished[0]} of study {name} is not finished; run `medkd batch` with its file again")
+    if not (folder / "index.html").is_file():
+        raise DataError(f"study {name} has no report yet; run `medkd report {name}` first")
+    if lacking := [part for part in CODE[:5] if not (home() / part).exists()]:
+        raise DataError(f"{home()} has no {lacking[0]} to bundle; start medkd in the project's folder")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".bundle-", dir=target.parent) as scratch:
+            part = Path(scratch) / "bundle"
+            part.mkdir()
+            _fill(part, folder, record, notebooks, say)
+            part.rename(target)
+    except OSError as error:
+        raise unwritable(target.parent, error) from error
+    return target
+
+
+def _fill(part: Path, folder: Path, record: Mapping[str, Any], notebooks: bool, say: Callable[[str], Any]) -> None:
+    roots = {cohort["dataset"]: cohort["root"] for cohort in record["study"]["cohorts"]}
+    cohorts = {dataset: load_cohort(dataset, root) for dataset, root in roots.items()}
+    study = dict(record["study"])
+    study["cohorts"] = [{"dataset": name} | ({"root": f"data/{name}"} if root else {}) for name, root in roots.items()]
+    (part / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")
+    (part / "name.txt").write_text(record["name"] + "\n")
+    shutil.copy(reproduce.__file__, part / "reproduce.py")
+    write_json(part / "environment.json", versions())
+    _copy_code(part / "code")
+    for name in ("figures", "tables"):
+        shutil.copytree(folder / name, part / "report" / name)
+    shutil.copy(folder / "index.html", part / "report")
+    for cell in record["cells"] if notebooks else ():
+        for each in cell["notebooks"]:
+            source = folder / each["folder"] / "notebooks"
+            for path in source.glob(f"{each['notebook']}.{cell['dataset']}.*"):
+                if path.suffix in (".ipynb", ".html"):
+                    (part / "notebooks" / each["folder"]).mkdir(parents=True, exist_ok=True)
+                    shutil.copy(path, part / "notebooks" / each["folder"])
+    found = [(cell, evaluation) for cell in record["cells"] if (evaluation := evaluation_of(folder, cell))]
+    for cell, evaluation in found:
+        params = _parameters(folder, cell)
+        for split, table in split_tables(cohorts[cell["dataset"]], params, evaluation.run):
+            (part / "splits" / cell["name"]).mkdir(parents=True, exist_ok=True)
+            write_table(part / "splits" / cell["name"] / f"{split}.csv", table)
+    (part / "models").mkdir()
+    runs, places = [each.run for _, each in found], [roots[cell["dataset"]] for cell, _ in found]
+    write_table(part / "models" / "models.csv", export_models(runs, places, part / "models", say))
+    lines = [
+        f"- **{cohort.label_text}**: licence {cohort.licence}. {cohort.attribution}".rstrip()
+        for cohort in cohorts.values()
+    ]
+    note = "; they show images of the cohorts below" if notebooks else " (left out)"
+    text = README.format(name=record["name"], notebooks=note, cohorts="\n".join(lines))
+    (part / "README.md").write_text(text, encoding="utf-8")
+
+
+def _copy_code(to: Path) -> None:
+    for name in CODE:
+        source, target = home() / name, to / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=TRACES)
+        elif source.is_file():
+            shutil.copy(source, target)
+
+
+def _parameters(folder: Path, cell: Mapping[str, Any]) -> Any:
+    """The checked parameters of a cell's evaluation."""
+    last = cell["notebooks"][-1]
+    state = folder / last["folder"] / "notebooks" / f"07_evaluation.{cell['dataset']}.json"
+    return stage_params()["07_evaluation"].checked(json.loads(state.read_text())["parameters"])

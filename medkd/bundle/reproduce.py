@@ -1,0 +1,86 @@
+"""Run the study of this bundle again, and compare its tables with those that came with it.
+
+    python3 reproduce.py [--root COHORT=FOLDER ...] [--python PROGRAM] [--tolerance 0.02]
+
+Needs Python 3.11 or newer, `make` and a package index, and nothing from elsewhere but the cohort's files where they are
+real (--root). With --python it takes an environment that is there. Exit status: 0 the same within the tolerance, 1 not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+
+def main() -> int:
+    """Set up, run, compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", action="append", default=[], metavar="COHORT=FOLDER", help="where a cohort lies")
+    parser.add_argument("--python", default="", help="Python of an environment with medkd's packages")
+    parser.add_argument("--tolerance", type=float, default=0.02, help="largest difference of a number that is let pass")
+    parser.add_argument("--compare-only", metavar="FOLDER", default="", help="compare with the report in this folder")
+    options = parser.parse_args()
+    made = Path(options.compare_only) if options.compare_only else run_study(options.root, options.python)
+    return compare(HERE / "report" / "tables", made / "tables", options.tolerance)
+
+
+def run_study(roots: list[str], python: str) -> Path:
+    """Run the study with the code of this bundle; the folder of its report."""
+    code = HERE / "code"
+    if not python:
+        subprocess.run(["make", "-C", str(code), ".venv/.ready"], check=True)
+        python = str(code / ".venv" / "bin" / "python")
+    for name, folder in (root.split("=", 1) for root in roots):
+        link = HERE / "data" / name
+        link.parent.mkdir(exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(Path(folder).resolve())
+    environment = os.environ | {"MEDKD_HOME": str(code), "PYTHONPATH": str(code)}
+    name = (HERE / "name.txt").read_text().strip()
+    for command in (["batch", str(HERE / "study.yaml")], ["report", name]):
+        subprocess.run([python, "-m", "medkd", *command], check=True, env=environment, cwd=HERE)
+    return code / "reports" / name
+
+
+def compare(expected: Path, found: Path, tolerance: float) -> int:
+    """Print each table's largest difference; 1 if a table is missing, has another shape, or differs by more."""
+    failed = 0
+    for path in sorted(expected.glob("*.csv")):
+        other = found / path.name
+        said = _difference(path, other) if other.is_file() else "is missing"
+        bad = isinstance(said, str) or not said <= tolerance
+        failed |= bad
+        told = said if isinstance(said, str) else f"largest difference {said:.2g}"
+        print(f"{'DIFFERS' if bad else 'same   '}  {path.name}: {told}")
+    return int(failed)
+
+
+def _difference(path: Path, other: Path) -> float | str:
+    """The largest difference of two numbers in the same place, or what else is not the same."""
+    first, second = ([row for row in csv.reader(each.open(encoding="utf-8"))] for each in (path, other))
+    if [len(row) for row in first] != [len(row) for row in second]:
+        return "has other rows or columns"
+    largest = 0.0
+    for row, twin in zip(first, second, strict=True):
+        for mine, its in zip(row, twin, strict=True):
+            if mine == its:
+                continue
+            try:
+                gap = abs(float(mine) - float(its))
+            except ValueError:
+                gap = math.nan
+            if math.isnan(gap):
+                return f'has "{its}" in place of "{mine}"'
+            largest = max(largest, gap)
+    return largest
+
+
+if __name__ == "__main__":
+    sys.exit(main())
