@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 
 from medkd.errors import DataError, ParameterError
-from medkd.evaluation.bootstrap import Scorer, classification_scorer, intervals, metric_names, paired_intervals
+from medkd.evaluation.bootstrap import intervals, paired_intervals
 from medkd.evaluation.metrics import LEVELS, Level, aggregate
+from medkd.evaluation.scorers import Scorer, classification_scorer, metric_names
 from medkd.evaluation.survival import aggregate_risks, survival_scorers
 
 BASE = "CE only"

@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from medkd.errors import DataError, ParameterError
-from medkd.evaluation.bootstrap import Scorer, intervals, paired_intervals
+from medkd.evaluation.bootstrap import intervals, paired_intervals
 from medkd.evaluation.metrics import Level, mean_of_means
+from medkd.evaluation.scorers import Scorer
 
 # lifelines takes two seconds to import and only two functions need it, so they import it themselves
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -18,9 +17,10 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from pandas.io.formats.style import Styler
 
-from medkd.errors import DataError, ParameterError
+from medkd.errors import ParameterError
 from medkd.files import write_atomically, write_json, write_table
 from medkd.report.figures_paper import draw, paper_style
+from medkd.report.index import load_index
 
 if TYPE_CHECKING:
     from medkd.stages.store import Run
@@ -185,7 +185,7 @@ class Artifacts:
 
     def _read(self) -> dict[str, Any]:
         if self._index.exists():
-            return _load(self._index)
+            return load_index(self._index)
         return {"stage": self.stage, "simulated": self.simulated, "entries": [], "metrics": {}, "runs": []}
 
 
@@ -204,46 +204,6 @@ def draw_figure(kind: str, folder: Path, files: Mapping[str, str], *, simulated:
         fig = draw(kind, folder / files["csv"])
         _save(fig, folder, files, simulated=simulated)
     return fig
-
-
-def read_index(folder: Path) -> list[dict[str, Any]]:
-    """All figures and tables of a report: stages by name, inside a stage in the order of writing.
-
-    Args:
-        folder: the report folder; one without artifacts gives an empty list.
-
-    Returns:
-        Entries with stage, kind ("figure" or "table"), name, caption, files (kind of file -> path relative to
-        `folder`), simulated; for tables summary, for figures photographs, and draw where they can be drawn again.
-
-    Raises:
-        DataError: if an index file cannot be read.
-    """
-    return [entry for path in _index_files(folder) for entry in _load(path)["entries"]]
-
-
-def read_metrics(folder: Path) -> dict[str, dict[str, Any]]:
-    """Key numbers of a report by stage, stages by name; stages without any are left out. Raises: as `read_index`."""
-    found = {path.stem: _load(path)["metrics"] for path in _index_files(folder)}
-    return {stage: numbers for stage, numbers in found.items() if numbers}
-
-
-def read_runs(folder: Path) -> dict[str, list[str]]:
-    """Keys of the runs behind a report by stage, as `Artifacts.uses` noted them. Raises: as `read_index`."""
-    return {path.stem: _load(path).get("runs", []) for path in _index_files(folder)}
-
-
-def _index_files(folder: Path) -> list[Path]:
-    return sorted((Path(folder) / "index").glob("*.json"))
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(
-            f"{path} is not readable JSON ({error}); delete it and run the stage's notebook again"
-        ) from None
 
 
 def _checked(name: str) -> str:

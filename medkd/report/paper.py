@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from medkd.report.artifacts import draw_figure, read_index
+from medkd.report.artifacts import draw_figure
 from medkd.report.figures_paper import DRAW
+from medkd.report.index import read_index
 
 __all__ = ["DRAW", "redraw"]
 

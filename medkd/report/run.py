@@ -8,8 +8,8 @@ from typing import Any
 
 from medkd.files import write_json
 from medkd.paths import reports_dir
-from medkd.report.artifacts import read_index, read_metrics, read_runs
 from medkd.report.entry import checked_cohort, entry_key, read_state, run_entry
+from medkd.report.index import read_index, read_metrics, read_runs
 from medkd.report.notebooks import NotebookFailure
 from medkd.report.page import build_page, versions
 from medkd.report.plan import Entry, plan

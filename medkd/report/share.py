@@ -10,7 +10,7 @@ from typing import Any
 
 from medkd import paths
 from medkd.errors import DataError
-from medkd.report.artifacts import read_index
+from medkd.report.index import read_index
 from medkd.report.page import build_page
 
 FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^/\s'\",]+/)+")

@@ -16,7 +16,8 @@ from medkd.evaluation import curves
 from medkd.evaluation.comparison import differences, is_survival, summarise
 from medkd.files import write_json
 from medkd.paths import reports_dir, runs_dir
-from medkd.report.artifacts import Artifacts, read_index
+from medkd.report.artifacts import Artifacts
+from medkd.report.index import read_index
 from medkd.report.looks import risk_curves_by_method
 from medkd.report.page import build_page, versions
 from medkd.report.pooling import Evaluated, comparison_table, pooled_predictions

@@ -27,8 +27,9 @@ from medkd.stages.paired import (
 from medkd.stages.store import Run, Unit, load_or_make
 from medkd.stages.teacher import TeacherParams, given_teacher, teacher_run
 from medkd.training.baselines import BASELINES
-from medkd.training.distillation import GMCD_TERMS, METHODS, DistillationStep, Recipe, warn_about_small_classes
+from medkd.training.distillation import DistillationStep, warn_about_small_classes
 from medkd.training.loop import fit, linear_decay
+from medkd.training.recipe import GMCD_TERMS, METHODS, Recipe
 
 VERSION = 2
 N_ANCHORS, N_SHOWN = 2, 4  # anchors a class and candidates at each end, in the picture of DSCD's positives

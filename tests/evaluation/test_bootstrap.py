@@ -12,16 +12,9 @@ from sklearn.metrics import (
 
 from medkd.errors import DataError, ParameterError
 from medkd.evaluation import bootstrap
-from medkd.evaluation.bootstrap import (
-    SCALARS,
-    bootstrap_metrics,
-    classification_scorer,
-    metric_names,
-    paired_difference,
-    paired_differences,
-    resample_weights,
-)
+from medkd.evaluation.bootstrap import bootstrap_metrics, paired_difference, paired_differences, resample_weights
 from medkd.evaluation.metrics import classification_metrics
+from medkd.evaluation.scorers import SCALARS, classification_scorer, metric_names
 
 NAMES = metric_names(3, ("f1", "recall"))
 

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from medkd.errors import DataError, ParameterError
-from medkd.report.artifacts import Artifacts, read_index, read_metrics, read_runs
+from medkd.report.artifacts import Artifacts
+from medkd.report.index import read_index, read_metrics, read_runs
 from medkd.stages.store import Run
 
 STAGE = "02_teacher_training.phantom-glioma"

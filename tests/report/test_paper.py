@@ -10,8 +10,9 @@ from matplotlib.colors import to_hex
 
 from medkd.errors import DataError, ParameterError
 from medkd.report import figures_results
-from medkd.report.artifacts import Artifacts, read_index
+from medkd.report.artifacts import Artifacts
 from medkd.report.figures_paper import draw, paper_style
+from medkd.report.index import read_index
 from medkd.report.paper import DRAW, redraw
 from medkd.report.style import PALETTE, method_colour
 

@@ -11,8 +11,9 @@ from medkd.errors import DataError, ParameterError
 from medkd.models.fusion import ConcatFusion
 from medkd.models.teacher import MultimodalTeacher, SingleModalityNet
 from medkd.training.baselines import BASELINES
-from medkd.training.distillation import GMCD_TERMS, METHODS, DistillationStep, Recipe, warn_about_small_classes
+from medkd.training.distillation import DistillationStep, warn_about_small_classes
 from medkd.training.inputs import ImageModality, VectorModality
+from medkd.training.recipe import GMCD_TERMS, METHODS, Recipe
 from medkd.training.tasks import Classification, Survival
 from medkd.training.teacher import TeacherRecipe, TeacherStep
 

@@ -1,0 +1,50 @@
+"""What lies in a report: the index that each stage's `Artifacts` keeps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from medkd.errors import DataError
+
+
+def read_index(folder: Path) -> list[dict[str, Any]]:
+    """All figures and tables of a report: stages by name, inside a stage in the order of writing.
+
+    Args:
+        folder: the report folder; one without artifacts gives an empty list.
+
+    Returns:
+        Entries with stage, kind ("figure" or "table"), name, caption, files (kind of file -> path relative to
+        `folder`), simulated; for tables summary, for figures photographs, and draw where they can be drawn again.
+
+    Raises:
+        DataError: if an index file cannot be read.
+    """
+    return [entry for path in _index_files(folder) for entry in load_index(path)["entries"]]
+
+
+def read_metrics(folder: Path) -> dict[str, dict[str, Any]]:
+    """Key numbers of a report by stage, stages by name; stages without any are left out. Raises: as `read_index`."""
+    found = {path.stem: load_index(path)["metrics"] for path in _index_files(folder)}
+    return {stage: numbers for stage, numbers in found.items() if numbers}
+
+
+def read_runs(folder: Path) -> dict[str, list[str]]:
+    """Keys of the runs behind a report by stage, as `Artifacts.uses` noted them. Raises: as `read_index`."""
+    return {path.stem: load_index(path).get("runs", []) for path in _index_files(folder)}
+
+
+def _index_files(folder: Path) -> list[Path]:
+    return sorted((Path(folder) / "index").glob("*.json"))
+
+
+def load_index(path: Path) -> dict[str, Any]:
+    """The index of one stage. Raises: as `read_index`."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(
+            f"{path} is not readable JSON ({error}); delete it and run the stage's notebook again"
+        ) from None
