@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: report test test-fast lab lint lock sync clean
+.PHONY: report test test-fast lab docs bench lint lock sync clean
 
 report: $(READY)  ## run every notebook on the simulated cohorts; prints the path of the page
 	@$(BIN)/medkd report $(ARGS)
@@ -18,6 +18,9 @@ test-fast: $(READY)  ## tests without the slow ones
 lab: $(READY)  ## JupyterLab on notebooks/, on this machine only
 	@$(BIN)/medkd lab
 
+docs: $(READY)  ## the documentation site, readable without a network; with outputs after a `make report`
+	@$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html && echo docs/_build/html/index.html
+
 lint: $(READY)  ## ruff on package, tests and notebooks
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
@@ -26,7 +29,7 @@ sync: $(READY)  ## render the notebooks' parameter cells from the stages' classe
 
 lock: $(READY)  ## pin the versions that are installed next time
 	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
-		--extra dev --extra pretrained --extra cluster --extra export --upgrade pyproject.toml -o requirements.lock
+		--extra dev --extra pretrained --extra cluster --extra docs --extra export --upgrade pyproject.toml -o requirements.lock
 
 # uv comes into the virtual environment itself, so that nothing is changed outside this folder.
 $(READY): requirements.lock pyproject.toml

@@ -5,9 +5,9 @@ from sklearn.metrics import balanced_accuracy_score
 
 from medkd.errors import DataError, ParameterError
 from medkd.evaluation.bootstrap import bootstrap_metrics, paired_difference
-from medkd.evaluation.scorers import SCALARS
 from medkd.evaluation.comparison import arrays, differences, levels, single_modality_pairs, summarise
 from medkd.evaluation.metrics import aggregate, classification_metrics
+from medkd.evaluation.scorers import SCALARS
 from medkd.evaluation.survival import aggregate_risks, bootstrap_c_index, c_index, paired_c_index_difference
 
 METHODS = ("teacher", "image only", "genes only", "CE only", "KD")

@@ -70,8 +70,17 @@ for number, each in enumerate(rows):
     each[["p_0", "p_1", "p_2"]] = np.roll(scores, number, axis=0)
 rows = pd.concat(rows)
 explore(points_table(rows, rows, cohort.classes), cohort, size=8, n_shown=12, folder=Path("selections"))"""
+PLAY = """import numpy as np, pandas as pd
+from medkd.data.cohort import Cohort
+from medkd.widgets.playground import playground
+label = np.repeat(np.arange(5), (60, 50, 40, 16, 24))
+table = pd.DataFrame({"id": [f"x{i:03d}" for i in range(190)], "label": label, "class": np.array(list("abcrs"))[label]})
+table["patient"], table["roi"] = [f"P{i // 2}" for i in range(190)], table["id"]
+features = (2 * np.eye(8)[label] + np.random.default_rng(0).normal(size=(190, 8))).astype("f4")
+classes = dict(base_classes=("a", "b", "c"), rare_classes=("r", "s"))
+playground(features, Cohort("toy", "Toy", True, tuple("abcrs"), table, {}, **classes))"""
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
-BOOKS = {"browse": [BROWSE], "explore": [EXPLORE], "train": [STEP, TRAIN, "step.pause = 0"]}
+BOOKS = {"browse": [BROWSE], "explore": [EXPLORE], "playground": [PLAY], "train": [STEP, TRAIN, "step.pause = 0"]}
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +223,44 @@ def test_a_lasso_in_the_feature_explorer_shows_the_images_of_the_points_in_every
     plots.nth(1).dblclick(position={"x": 5, "y": 5})
     page.wait_for_selector("text=/^0 of 60 images selected/", timeout=20_000)
     assert page.locator("figure").count() == 0
+
+
+def test_sliders_of_the_playground_move_by_keyboard_and_redraw_numbers_and_pictures(opened):
+    page = opened("playground")
+    run_cell(page, 0)
+    page.wait_for_selector("text=/K = 5, task 0: hard labels r/", timeout=180_000)
+    assert page.locator("text=Toy (simulated)").count() == 1
+    assert page.locator("text=tasks of common classes; the query sets stay closed").count() == 1
+    picture = page.locator(".jp-OutputArea img[src^='blob:']")
+    picture.wait_for(timeout=20_000)
+
+    def line():
+        return page.locator("text=/K = .*, task .: hard labels/").inner_text()
+
+    def press(name, key):
+        """Focus the slider of this name, press a key, and wait until numbers and picture are new."""
+        shown, source = line(), picture.get_attribute("src")
+        label = page.locator(".widget-label", has_text=re.compile(f"^{name}$"))
+        page.locator(".widget-slider", has=label).locator(".noUi-handle").press(key)
+        changed = "([shown, source]) => !document.body.innerText.includes(shown)"
+        changed += " && document.querySelector(\".jp-OutputArea img[src^='blob:']\").src !== source"
+        page.wait_for_function(changed, arg=[shown, source], timeout=20_000)
+        return line()
+
+    start = line()
+    assert "K = 4, task 0" in press("K", "ArrowLeft")
+    assert press("K", "ArrowRight") == start  # what a slider did is undone by moving it back
+    for name in ("temperature", "mix", "gamma"):
+        assert press(name, "ArrowRight") != start and press(name, "ArrowLeft") == start
+    press("gamma", "Home")
+    assert "tau 1.000, 1.000" in line()
+    page.get_by_label("task").fill("1")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=/K = 5, task 1: hard labels/", timeout=20_000)
+    before = line()
+    page.get_by_label("classifier").select_option("ridge")
+    page.wait_for_function("line => !document.body.innerText.includes(line)", arg=before, timeout=20_000)
+    assert page.locator("text=Traceback").count() == 0
 
 
 def test_a_training_is_watched_stopped_interrupted_and_each_time_goes_on(opened):
