@@ -58,7 +58,7 @@ def sources_of(params: EvaluationParams) -> list[Source]:
         if name not in students.methods or name == "moco_v1":
             continue
         if name in ("simclr", "moco_v2"):
-            sources.append((pretrain(_url_params(students, METHODS[name])), METHODS[name], 0, 0))
+            sources.append((pretrain(url_params(students, METHODS[name])), METHODS[name], 0, 0))
         elif name in ("srl_simple", "srl_distill", "protonet"):
             sources.append((representation(baselines, name), METHODS[name], 0, 0))
         elif name == "oracle":
@@ -105,7 +105,7 @@ def predict_all(context: Context, sources: list[Source]) -> tuple[pd.DataFrame, 
             found = {key: _refit(labelling, of_task[key], drawn, rare) for key, drawn in tasks.items()}
         tables += [_query_table(cohort, drawn, rare, found[key], method, key) for key, drawn in tasks.items()]
         if method.removesuffix(REFIT) not in features:  # a refitted head sees the features of its student
-            features[method] = (rare, _features(cohort, runs[keys[0]])[rare])
+            features[method] = (rare, features_of(cohort, runs[keys[0]])[rare])
     return pd.concat(tables, ignore_index=True), features
 
 
@@ -117,7 +117,7 @@ def _titles(students: SelfDistillationParams, name: str) -> list[str]:
     return [title + {"direct": "", "refit": REFIT}[head] for head in dict.fromkeys(students.heads)]
 
 
-def _url_params(students: SelfDistillationParams, method: str) -> MocoParams:
+def url_params(students: SelfDistillationParams, method: str) -> MocoParams:
     """Parameters of the URL run behind a method."""
     by_method = {METHODS["simclr"]: students.simclr_params, METHODS["moco_v2"]: students.moco_v2_params}
     return by_method[method]() if method in by_method else students.of("moco")
@@ -136,24 +136,24 @@ def _few_shot(
     if method == METHODS["protonet"]:
         n_way = len(labelling.cohort.rare_classes)
         features = features / np.sqrt(features.shape[1])  # it was trained on mean, not summed, squared differences
-        supports = {key: support_of(_plain(labelling), features, drawn) for key, drawn in tasks.items()}
+        supports = {key: support_of(with_plain_supports(labelling), features, drawn) for key, drawn in tasks.items()}
         return {key: label_with_centroids(*support, features[rows], n_way=n_way) for key, support in supports.items()}
     if labelling.params.support_views == "plain" or method in SUPERVISED:
-        return classify(_plain(labelling), features, tasks, rows)
-    return classify(labelling, features, tasks, rows, trained_encoder(labelling, run, _url_params(students, method)))
+        return classify(with_plain_supports(labelling), features, tasks, rows)
+    return classify(labelling, features, tasks, rows, trained_encoder(labelling, run, url_params(students, method)))
 
 
 def _refit(labelling: Context, run: Run, drawn: FewShotTask, rows: np.ndarray) -> np.ndarray:
     """A new classifier on the student's features of the (plain) support images."""
-    return classify(_plain(labelling), _features(labelling.cohort, [run]), {0: drawn}, rows)[0]
+    return classify(with_plain_supports(labelling), features_of(labelling.cohort, [run]), {0: drawn}, rows)[0]
 
 
-def _plain(labelling: Context) -> Context:
+def with_plain_supports(labelling: Context) -> Context:
     """The labelling stage with plain support views."""
     return dataclasses.replace(labelling, params=labelling.params.model_copy(update={"support_views": "plain"}))
 
 
-def _features(cohort: Cohort, runs: Sequence[Run]) -> np.ndarray:
+def features_of(cohort: Cohort, runs: Sequence[Run]) -> np.ndarray:
     """Features of the rows that the runs keep, shape (n, d), nan elsewhere."""
     return _gathered(cohort, runs, lambda run: run.tensors("features")["features"])
 

@@ -86,7 +86,8 @@ def _config(params: BaselineParams, own: set[str]) -> dict[str, Any]:
     return {name: value for name, value in params.config().items() if name not in left_out}
 
 
-def _network(context: Context, n_classes: int, *purpose: object) -> SingleModalityNet:
+def baseline_network(context: Context, n_classes: int, *purpose: object) -> SingleModalityNet:
+    """An encoder as that of the URL run and a classifier, untrained; `purpose` seeds the weights."""
     with seeded_weights(context.params.seed, *purpose):
         encoder, _, _ = build_encoder(context.params.model_copy(update={"projection": "linear", "bn_splits": 1}))
         network = SingleModalityNet(encoder, DIM, n_classes)
@@ -102,7 +103,7 @@ def _represent(context: Context, method: str, upstream: list[Run], folder: Path)
     params, cohort = context.params, context.cohort
     images, base = images_of(context), cohort.rows_of(cohort.base_classes)
     where = {"device": context.device, "precision": params.precision}
-    network = _network(context, len(cohort.base_classes), "base", method != "srl_distill")
+    network = baseline_network(context, len(cohort.base_classes), "base", method != "srl_distill")
     if method == "protonet":
         rows = [cohort.rows_of([name]) for name in cohort.base_classes]
         sizes = {"k_shot": params.episode_shots, "batch_size": params.batch_size}
@@ -110,7 +111,7 @@ def _represent(context: Context, method: str, upstream: list[Run], folder: Path)
     else:
         teacher = None
         if upstream:
-            teacher = _network(context, len(cohort.base_classes), "teacher").requires_grad_(False).eval()
+            teacher = baseline_network(context, len(cohort.base_classes), "teacher").requires_grad_(False).eval()
             teacher.load_state_dict(upstream[0].tensors("model"))
         step = LabelledStep(network, images, _labels(cohort, cohort.base_classes), teacher=teacher, **where)
     history = _fit(context, step, base, folder, method, params.epochs, params.batch_size)
@@ -121,7 +122,7 @@ def _represent(context: Context, method: str, upstream: list[Run], folder: Path)
 def _scratch(context: Context, drawn: FewShotTask, folder: Path, title: str) -> dict[str, Any]:
     params, cohort = context.params, context.cohort
     support = rows_by_id(cohort, drawn.support_ids, f"task {drawn.name}")
-    network = _network(context, len(drawn.classes), "scratch", drawn.task)
+    network = baseline_network(context, len(drawn.classes), "scratch", drawn.task)
     where = {"device": context.device, "precision": params.precision}
     step = LabelledStep(network, images_of(context), _labels(cohort, drawn.classes), **where)
     batch = min(SMALL_BATCH, params.batch_size)
@@ -137,7 +138,7 @@ def _oracle(context: Context, rotation: int, folder: Path, title: str) -> dict[s
     rare = cohort.rows_of(cohort.rare_classes)
     split = split_rows(cohort.take(rare), fold=rotation, n_folds=N_ROTATIONS, seed=params.seed, val_fraction=1 / 8)
     train, val, test = (rare[part] for part in (split.train, split.val, split.test))
-    network = _network(context, len(cohort.rare_classes), "oracle", rotation)
+    network = baseline_network(context, len(cohort.rare_classes), "oracle", rotation)
     where = {"device": context.device, "precision": params.precision}
     labels = _labels(cohort, cohort.rare_classes).clamp(min=0).numpy()
     task = Classification(labels, len(cohort.rare_classes), train, balanced=True, device=context.device)

@@ -79,8 +79,35 @@ table["patient"], table["roi"] = [f"P{i // 2}" for i in range(190)], table["id"]
 features = (2 * np.eye(8)[label] + np.random.default_rng(0).normal(size=(190, 8))).astype("f4")
 classes = dict(base_classes=("a", "b", "c"), rare_classes=("r", "s"))
 playground(features, Cohort("toy", "Toy", True, tuple("abcrs"), table, {}, **classes))"""
+INSPECT = """import numpy as np, pandas as pd
+from medkd.data.arrays import ArrayImages
+from medkd.data.cohort import Cohort
+from medkd.widgets.inspector import inspect_errors
+label = np.arange(60) % 3
+names = np.array(["naevus", "melanoma", "keratosis"])
+table = pd.DataFrame({"id": [f"x{i:02d}" for i in range(60)], "label": label, "class": names[label]})
+table["patient"], table["roi"] = [f"P{i // 2}" for i in range(60)], table["id"]
+pixels = np.random.default_rng(0).integers(0, 256, (60, 32, 32, 3), dtype=np.uint8)
+cohort = Cohort("toy", "Toy", True, tuple(names), table, {"one": ArrayImages(pixels), "two": ArrayImages(255 - pixels)})
+tables = []
+for method, n_wrong in (("teacher", 12), ("student", 36)):
+    said = np.where(np.arange(60) < n_wrong, (label + 1) % 3, label)
+    high = np.linspace(0.4, 0.99, 60)[:, None]
+    scores = np.where(np.eye(3, dtype=bool)[said], high, (1 - high) / 2)
+    own = table[["id", "roi", "patient", "label"]].assign(method=method, setting="", part=0)
+    tables.append(own.assign(**{f"p_{k}": scores[:, k] for k in range(3)}))
+def maps(samples, method, classes):
+    hot = np.linspace(0, 1, 8) if method == "teacher" else np.linspace(1, 0, 8)
+    return {"one": np.tile(hot.astype("f4"), (len(samples), 8, 1))}
+inspect_errors(pd.concat(tables, ignore_index=True), cohort, maps=maps)"""
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
-BOOKS = {"browse": [BROWSE], "explore": [EXPLORE], "playground": [PLAY], "train": [STEP, TRAIN, "step.pause = 0"]}
+BOOKS = {
+    "browse": [BROWSE],
+    "explore": [EXPLORE],
+    "inspect": [INSPECT],
+    "playground": [PLAY],
+    "train": [STEP, TRAIN, "step.pause = 0"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -261,6 +288,34 @@ def test_sliders_of_the_playground_move_by_keyboard_and_redraw_numbers_and_pictu
     page.get_by_label("classifier").select_option("ridge")
     page.wait_for_function("line => !document.body.innerText.includes(line)", arg=before, timeout=20_000)
     assert page.locator("text=Traceback").count() == 0
+
+
+def test_a_cell_of_the_error_inspector_opens_its_images_with_the_maps_of_both_methods(opened):
+    page = opened("inspect")
+    run_cell(page, 0)
+    page.wait_for_selector("text=Choose a cell to see its images", timeout=180_000)
+    assert page.locator("text=Toy (simulated)").count() == 1
+    cell = page.locator('button[title="naevus as melanoma: 12"]')
+    assert cell.inner_text() == "12"
+    cell.click()
+    page.wait_for_selector("text=naevus as melanoma: 12 of 20 images", timeout=20_000)
+    page.wait_for_selector('img[alt="student: melanoma 0.73 of x33"]', timeout=20_000)
+    assert page.locator('.jp-OutputArea img[alt="teacher: naevus 0.73 of x33"]').count() == 1
+    assert page.locator(".jp-OutputArea img").count() == 8 * 4  # two images and two maps of each of the eight
+    captions = page.locator(".jp-OutputArea figcaption", has_text="confidence").all_inner_texts()
+    assert captions[0] == "x33, patient P16, confidence 0.73" and captions[7].startswith("x12,")
+
+    page.get_by_label("page").fill("2")
+    page.keyboard.press("Enter")
+    page.wait_for_selector('img[alt="two of x00"]', timeout=20_000)
+    assert page.locator(".jp-OutputArea img").count() == 4 * 4
+    page.get_by_label("maps of").select_option("true class")
+    page.wait_for_selector("text=what raises the score of naevus", timeout=20_000)
+    page.get_by_label("method").select_option("teacher")
+    page.wait_for_selector("text=naevus as melanoma: 4 of 20 images", timeout=20_000)
+    page.locator('button[title="keratosis as naevus: 4"]').press("Enter")
+    page.wait_for_selector("text=keratosis as naevus: 4 of 20 images", timeout=20_000)
+    page.wait_for_selector('img[alt="one of x11"]', timeout=20_000)
 
 
 def test_a_training_is_watched_stopped_interrupted_and_each_time_goes_on(opened):
