@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: report test test-fast lab docs bench lint lock sync clean
+.PHONY: report test test-fast test-lab lab docs bench lint lock sync clean
 
 report: $(READY)  ## run every notebook on the simulated cohorts; prints the path of the page
 	@$(BIN)/medkd report $(ARGS)
@@ -15,11 +15,15 @@ test: $(READY)  ## all tests
 test-fast: $(READY)  ## tests without the slow ones
 	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
+test-lab: $(READY)  ## every notebook in JupyterLab and a real browser, on the whole quick preset
+	@MEDKD_LAB_WHOLE=1 $(BIN)/python -m pytest tests/lab $(ARGS)
+
 lab: $(READY)  ## JupyterLab on notebooks/, on this machine only
 	@$(BIN)/medkd lab
 
 docs: $(READY)  ## the documentation site, readable without a network; with outputs after a `make report`
-	@$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html && echo docs/_build/html/index.html
+	@$(BIN)/python -m sphinx -b html -j auto -W --keep-going -q -d docs/_build/trees docs docs/_build/html
+	@echo docs/_build/html/index.html
 
 lint: $(READY)  ## ruff on package, tests and notebooks
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -113,7 +113,8 @@ def _fill(part: Path, folder: Path, record: Mapping[str, Any], notebooks: bool, 
             (part / "splits" / cell["name"]).mkdir(parents=True, exist_ok=True)
             write_table(part / "splits" / cell["name"] / f"{split}.csv", table)
     (part / "models").mkdir()
-    runs, places = [each.run for _, each in found], [roots[cell["dataset"]] for cell, _ in found]
+    runs = {cell["name"]: each.run for cell, each in found}
+    places = {cell["name"]: roots[cell["dataset"]] for cell, _ in found}
     write_table(part / "models" / "models.csv", export_models(runs, places, part / "models", say))
     lines = [
         f"- **{cohort.label_text}**: licence {cohort.licence}. {cohort.attribution}".rstrip()

@@ -6,7 +6,7 @@ import json
 import re
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,34 +26,35 @@ FIRST = re.compile(r"(fold|task) 0$")
 
 
 def export_models(
-    evaluations: Sequence[Run], roots: Sequence[str], to: Path, say: Callable[[str], Any]
+    evaluations: Mapping[str, Run], roots: Mapping[str, str], to: Path, say: Callable[[str], Any]
 ) -> pd.DataFrame:
     """Export each method's network of the first fold or task; those that see more than one image are left out.
 
     Args:
-        evaluations: runs of stage 07.
-        roots: folder of each one's cohort.
+        evaluations: cell -> its run of stage 07.
+        roots: cell -> folder of its cohort.
         to: folder that gets one folder a network.
         say: where lines for the reader go.
 
     Returns:
-        One row a network: model (its folder), title, parity_onnx and parity_torch_export (largest difference of a
-        probability from PyTorch), and latency in ms by batch, the median of nine runs of onnxruntime.
+        One row a network: model (its folder), title, cell (the first that has it), parity_onnx and parity_torch_export
+        (largest difference of a probability from PyTorch), and latency in ms by batch, the median of nine runs of
+        onnxruntime.
     """
     rows = []
-    for evaluation, root in zip(evaluations, roots, strict=True):
+    for cell, evaluation in evaluations.items():
         for run in with_upstream(evaluation.upstream).values():
             folder = to / run.key
             if not FIRST.search(run.title) or folder.exists():
                 continue
             try:
-                export_run(run.key, folder, root=root)
+                export_run(run.key, folder, root=roots[cell])
             except ParameterError as error:
                 say(f"not exported: {run.title}: {error}")
                 continue
             record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
             parity = {f"parity_{name}": record["parity"][name] for name in ("onnx", "torch_export")}
-            rows.append({"model": run.key, "title": run.title} | parity | latency(ExportedModel(folder)))
+            rows.append({"model": run.key, "title": run.title, "cell": cell} | parity | latency(ExportedModel(folder)))
             say(f"exported: {run.title}")
     return pd.DataFrame(rows)
 

@@ -13,6 +13,8 @@ import pytest
 import requests
 from nbformat.v4 import new_code_cell, new_notebook
 
+from medkd.report.plan import CHAINS, plan
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 # WebGL drawn in software: with "--disable-gpu" jupyter-scatter gets no context to draw in
 CHROMIUM_ARGS = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
@@ -100,7 +102,11 @@ def maps(samples, method, classes):
     hot = np.linspace(0, 1, 8) if method == "teacher" else np.linspace(1, 0, 8)
     return {"one": np.tile(hot.astype("f4"), (len(samples), 8, 1))}
 inspect_errors(pd.concat(tables, ignore_index=True), cohort, maps=maps)"""
-NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+IS_WHOLE = bool(os.environ.get("MEDKD_LAB_WHOLE"))
+"""Whether the notebooks run on the whole quick preset (`make test-lab`, ten minutes), or for one epoch and fold."""
+CHAINED = [f"{name}.phantom-glioma" for name in CHAINS["teacher-student"]]
+CHAINED += [f"{name}.phantom-rare-skin" for name in CHAINS["rare"] if name != "01_data_exploration"]
 BOOKS = {
     "browse": [BROWSE],
     "explore": [EXPLORE],
@@ -115,12 +121,22 @@ def lab(tmp_path_factory):
     """The address of `medkd lab` on a small notebook, with its token."""
     home = tmp_path_factory.mktemp("lab")
     (home / "notebooks").mkdir()
+    small = {} if IS_WHOLE else {"epochs": 1, "n_resamples": 200}
+    entries = [
+        entry
+        for dataset, own in (("phantom-glioma", {"folds": 1}), ("phantom-rare-skin", {"warmup_epochs": 0}))
+        for entry in plan([dataset], report="interactive", overrides=small and small | own)
+    ]
     kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
     for name, cells in BOOKS.items():
         book = new_notebook(cells=[new_code_cell(code) for code in cells], metadata=kernel)
         nbformat.write(book, home / "notebooks" / f"{name}.ipynb")
-    for path in NOTEBOOKS:
-        shutil.copy(path, home / "notebooks")
+    for entry in entries:
+        book = nbformat.read(NOTEBOOKS / f"{entry.notebook}.ipynb", as_version=4)
+        first = next(i for i, cell in enumerate(book.cells) if "parameters" in cell.metadata.get("tags", []))
+        values = "\n".join(f"{name} = {value!r}" for name, value in entry.parameters.items())
+        book.cells.insert(first + 1, new_code_cell(values))
+        nbformat.write(book, home / "notebooks" / f"{entry.name}.ipynb")
     environment = os.environ | {"MEDKD_HOME": str(home), "OMP_NUM_THREADS": "1"}
     environment.pop("MEDKD_HEADLESS", None)
     server = subprocess.Popen(
@@ -361,8 +377,8 @@ def run_all(page, seconds):
     return page.locator('[data-mime-type="application/vnd.jupyter.error"]').all_inner_texts()
 
 
-@pytest.mark.parametrize("name", [path.stem for path in NOTEBOOKS])
-def test_each_notebook_runs_on_the_quick_preset(opened, name):
+@pytest.mark.parametrize("name", CHAINED)
+def test_each_notebook_runs_to_its_end(opened, name):
     page = opened(name)
     assert run_all(page, 900) == []
     assert page.locator(".jp-OutputArea img, .jp-OutputArea table").count() > 0
