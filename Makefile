@@ -25,6 +25,12 @@ docs: $(READY)  ## the documentation site, readable without a network; with outp
 	@$(BIN)/python -m sphinx -b html -j auto -W --keep-going -q -d docs/_build/trees docs docs/_build/html
 	@echo docs/_build/html/index.html
 
+bench: $(READY)  ## ratios against other libraries, which get an environment of their own; writes benchmarks/results/
+	@test -x .venv-bench/bin/python || $(BIN)/uv venv -q --python $(BIN)/python .venv-bench
+	@$(BIN)/uv pip install -q --python .venv-bench/bin/python -r requirements.lock -r benchmarks/requirements.txt
+	@$(BIN)/uv pip install -q --python .venv-bench/bin/python --no-deps -e .
+	@.venv-bench/bin/python -m benchmarks $(ARGS)
+
 lint: $(READY)  ## ruff on package, tests and notebooks
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 

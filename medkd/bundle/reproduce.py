@@ -1,9 +1,12 @@
 """Run the study of this bundle again, and compare its tables with those that came with it.
 
-    python3 reproduce.py [--root COHORT=FOLDER ...] [--python PROGRAM] [--tolerance 0.02]
+    python3 reproduce.py [--root COHORT=FOLDER ...] [--python PROGRAM] [--workers N] [--tolerance 0.02]
 
 Needs Python 3.11 or newer, `make` and a package index, and nothing from elsewhere but the cohort's files where they are
 real (--root). With --python it takes an environment that is there. Exit status: 0 the same within the tolerance, 1 not.
+
+The same code on the same processor with as many threads gives the same digits. Another number of threads (which follows
+from --workers, see `medkd batch`) or another processor sums in another order: small differences that training enlarges.
 """
 
 from __future__ import annotations
@@ -24,14 +27,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", action="append", default=[], metavar="COHORT=FOLDER", help="where a cohort lies")
     parser.add_argument("--python", default="", help="Python of an environment with medkd's packages")
+    parser.add_argument("--workers", type=int, default=0, help="notebooks at once, as in the original run")
     parser.add_argument("--tolerance", type=float, default=0.02, help="largest difference of a number that is let pass")
     parser.add_argument("--compare-only", metavar="FOLDER", default="", help="compare with the report in this folder")
     options = parser.parse_args()
-    made = Path(options.compare_only) if options.compare_only else run_study(options.root, options.python)
+    made = Path(options.compare_only or run_study(options.root, options.python, options.workers))
     return compare(HERE / "report" / "tables", made / "tables", options.tolerance)
 
 
-def run_study(roots: list[str], python: str) -> Path:
+def run_study(roots: list[str], python: str, workers: int) -> Path:
     """Run the study with the code of this bundle; the folder of its report."""
     code = HERE / "code"
     if not python:
@@ -44,7 +48,7 @@ def run_study(roots: list[str], python: str) -> Path:
         link.symlink_to(Path(folder).resolve())
     environment = os.environ | {"MEDKD_HOME": str(code), "PYTHONPATH": str(code)}
     name = (HERE / "name.txt").read_text().strip()
-    for command in (["batch", str(HERE / "study.yaml")], ["report", name]):
+    for command in (["batch", str(HERE / "study.yaml"), "--workers", str(workers)], ["report", name]):
         subprocess.run([python, "-m", "medkd", *command], check=True, env=environment, cwd=HERE)
     return code / "reports" / name
 
