@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from threadpoolctl import threadpool_limits
 
 from medkd.errors import DataError, ParameterError
 from medkd.evaluation.scorers import Scorer, classification_scorer
@@ -196,7 +197,8 @@ def _resampled(
         raise ParameterError(f"n_resamples must be at least 1; got {n_resamples}")
     if len(pd.unique(groups)) < 2:
         return [{name: np.full(n_resamples, np.nan) for name in names} for _ in scorers]
-    blocks = [[scorer(weights) for scorer in scorers] for weights in resample_weights(groups, n_resamples, seed)]
+    with threadpool_limits(1, user_api="blas"):  # products this small take longer where cores wait for each other
+        blocks = [[scorer(weights) for scorer in scorers] for weights in resample_weights(groups, n_resamples, seed)]
     return [
         {name: np.concatenate([block[number][name] for block in blocks]) for name in names}
         for number in range(len(scorers))

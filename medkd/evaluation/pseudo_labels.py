@@ -9,6 +9,7 @@ from typing import Literal, TypeVar
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 from medkd.errors import DataError, ParameterError, TrainingError
 from medkd.evaluation.probes import unit_rows
@@ -50,14 +51,15 @@ def label_tasks(
     scaled = unit_rows if normalize == "l2" else np.asarray
     rows = scaled(features)
     found = {}
-    for key, (support_features, support_labels) in supports.items():
-        support = scaled(support_features)
-        if classifier == "lr":
-            found[key] = label_with_logistic_regression(support, support_labels, rows, n_way=n_way, C=C)
-        elif classifier == "ridge":
-            found[key] = label_with_ridge(support, support_labels, rows, n_way=n_way, C=C)
-        else:
-            found[key] = label_with_centroids(support, support_labels, rows, n_way=n_way)
+    with threadpool_limits(1, user_api="blas"):  # products this small take longer where cores wait for each other
+        for key, (support_features, support_labels) in supports.items():
+            support = scaled(support_features)
+            if classifier == "lr":
+                found[key] = label_with_logistic_regression(support, support_labels, rows, n_way=n_way, C=C)
+            elif classifier == "ridge":
+                found[key] = label_with_ridge(support, support_labels, rows, n_way=n_way, C=C)
+            else:
+                found[key] = label_with_centroids(support, support_labels, rows, n_way=n_way)
     return found
 
 

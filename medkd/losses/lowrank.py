@@ -62,12 +62,13 @@ def shrink(tensor: Tensor, rho: float | Tensor, *, kind: Kind = "weighted") -> T
     _check(tensor, kind)
     # float64: the Gram matrix squares the condition number; with V = 4 this costs nothing that counts
     slices = torch.fft.rfft(tensor.double(), dim=0)  # (b // 2 + 1, b, V); mirror slices are implied by irfft
+    slices = slices.contiguous()  # the products below are twice as fast
     _, directions = torch.linalg.eigh(slices.mH @ slices)  # (b // 2 + 1, V, V)
-    scaled = slices @ directions  # left singular vectors times singular values
-    values = torch.linalg.vector_norm(scaled, dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+    squares = torch.view_as_real(slices @ directions).square_()  # of left singular vectors times singular values
+    values = squares.sum(dim=1).sum(dim=2).sqrt_().clamp_(min=torch.finfo(torch.float64).tiny)[:, None]
     threshold = rho if kind == "plain" else rho * len(tensor) / (values + REWEIGHTING_EPS)
     kept = (1 - threshold / values).clamp(min=0)  # s' / s
-    return torch.fft.irfft((scaled * kept) @ directions.mH, n=len(tensor), dim=0).to(tensor.dtype)
+    return torch.fft.irfft(slices @ ((directions * kept) @ directions.mH), n=len(tensor), dim=0).to(tensor.dtype)
 
 
 @torch.no_grad()

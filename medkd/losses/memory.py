@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from medkd.errors import MedkdError, ParameterError
 from medkd.parallel import gathered, mean_of, world_size
 
-DENSE_LIMIT = 20_000  # below this many images one product with the whole bank is faster than gathering rows
+DENSE_LIMIT = 10  # with fewer bank rows than this for each contrasted row, one product with the whole bank is cheaper
+GATHERED_ELEMENTS = 2**20  # gathered at once on a CPU: 4 MB, which need no new memory from the system each time
 MID_RANKS = (30, 100)  # ranks of discrepancy from which "mid" draws
 CURRICULUM_RANKS = 50  # ranks in each window of "curriculum"
 Selection = Literal["hard", "mid", "random", "curriculum"]
@@ -220,14 +221,28 @@ class ContrastiveDistillation(nn.Module):
 
 def _products(embedded: Tensor, bank: Tensor, index: Tensor) -> Tensor:
     """Inner products of each embedding (b, d) with the bank rows (b, m) that `index` names, shape (b, m)."""
-    if len(bank) < DENSE_LIMIT:
+    if len(bank) < DENSE_LIMIT * index.shape[1]:
         return (embedded @ bank.clone().T).gather(1, index)  # a copy: the bank changes before backward reads it
-    return torch.einsum("bd,bmd->bm", embedded, bank[index])
+    return _gathered(embedded, bank, index)
 
 
 def _cosines(embedded: Tensor, bank: Tensor, index: Tensor) -> Tensor:
     """As `_products` with bank rows of unit length (a fresh bank's are not); `embedded` has unit rows."""
-    return _products(embedded, bank, index) / torch.linalg.vector_norm(bank, dim=1).clamp(min=1e-12)[index]
+    if len(bank) < DENSE_LIMIT * index.shape[1]:
+        return _products(embedded, bank, index) / torch.linalg.vector_norm(bank, dim=1).clamp(min=1e-12)[index]
+    return _gathered(embedded, bank, index, unit=True)
+
+
+def _gathered(embedded: Tensor, bank: Tensor, index: Tensor, *, unit: bool = False) -> Tensor:
+    """The same from the named rows alone, scaled to unit length if asked for; a CPU takes some embeddings at a time."""
+    on_cpu = embedded.device.type == "cpu"
+    part = max(1, GATHERED_ELEMENTS // (index.shape[1] * bank.shape[1])) if on_cpu else len(index)
+    found = []
+    for some, named in zip(embedded.split(part), index.split(part), strict=True):
+        rows = F.embedding(named, bank)  # (part, m, d); indexing takes five times as long on a CPU
+        length = torch.linalg.vector_norm(rows, dim=2).clamp(min=1e-12) if unit else 1
+        found.append(torch.einsum("bd,bmd->bm", some, rows) / length)
+    return torch.cat(found)
 
 
 class ContrastSampler:

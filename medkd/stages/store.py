@@ -11,14 +11,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from torch import Tensor
 
-from medkd import parallel
 from medkd.files import locked, write_json
 from medkd.paths import runs_dir
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,8 @@ def load_or_make(unit: Unit, make: Callable[[Path], dict[str, Any]]) -> Run:
     Two processes that want the same unit do not make it twice: the second waits and loads. `make` finds in the
     folder what an interrupted attempt left (its checkpoint), and `run.json` is written last, by rename.
     """
+    from medkd import parallel  # late: listing runs must not import torch
+
     run = load(unit)
     if parallel.told_by_main(run is not None):
         return run or load(unit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from typing import Protocol
 
 import numpy as np
@@ -13,6 +14,9 @@ from medkd.data.views import Augment, plain_view
 
 RESIDENT_BYTES = 2**31
 """Images up to this size are copied to the GPU once; larger sets are read from the memory map batch by batch."""
+MAPPED_BYTES = 2**28
+"""Of a larger memory map about this much stays in the resident memory; the system's cache keeps all of it."""
+PAGES_AROUND = 2**16  # bytes that Linux maps beside what was read
 
 
 class Modality(Protocol):
@@ -37,12 +41,19 @@ class ImageModality:
     def __init__(self, images: np.ndarray, augment: Augment, device: torch.device) -> None:
         self.augment, self.device = augment, device
         self.images = torch.from_numpy(np.asarray(images)) if images.flags.writeable else _read_only(images)
+        self._map = _large_map(images)
+        self._mapped = 0
         if device.type != "cpu" and self.images.nbytes <= RESIDENT_BYTES:
             self.images = self.images.to(device)
+            self._let_go(self.images.nbytes)
+            self._map = None
 
     def raw(self, rows: Tensor) -> Tensor:
         """Pixels of the rows on the device, uint8, shape (n_rows, size, size, 3)."""
-        return self.images[rows.to(self.images.device)].to(self.device, non_blocking=True)
+        # indexing takes twenty times as long on a CPU
+        pixels = self.images.index_select(0, rows.to(self.images.device))
+        self._let_go(pixels.nbytes + len(pixels) * PAGES_AROUND)
+        return pixels.to(self.device, non_blocking=True)
 
     def augmented(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """A random view of each row, float in [0, 1], shape (n_rows, 3, size, size)."""
@@ -51,6 +62,13 @@ class ImageModality:
     def plain(self, rows: Tensor) -> Tensor:
         """The rows without augmentation, float in [0, 1], shape (n_rows, 3, size, size)."""
         return plain_view(self.raw(rows))
+
+    def _let_go(self, n_bytes: int) -> None:
+        """Count bytes that were read from the map, and unmap its pages when they are many."""
+        self._mapped += n_bytes
+        if self._map is not None and self._mapped > MAPPED_BYTES:
+            self._map.madvise(mmap.MADV_DONTNEED)  # read-only: what is read again comes from the system's cache
+            self._mapped = 0
 
 
 class VectorModality:
@@ -88,6 +106,12 @@ def modality(
     if name in cohort.vectors:
         return VectorModality(cohort.vectors[name].values, train_rows, device)
     return ImageModality(cohort.images[name].load(size), augment, device)
+
+
+def _large_map(images: np.ndarray) -> mmap.mmap | None:
+    """The read-only memory map that the images lie in, if it is worth unmapping and the system can."""
+    worth = isinstance(images, np.memmap) and not images.flags.writeable and images.nbytes > MAPPED_BYTES
+    return images._mmap if worth and hasattr(mmap, "MADV_DONTNEED") else None
 
 
 def _read_only(images: np.ndarray) -> Tensor:
