@@ -13,21 +13,30 @@ from pandas.core.internals.managers import BlockManager, SingleBlockManager
 from medkd.data.restricted_pickle import read_pickle
 from medkd.errors import DataError
 
-CONTENT = {
-    "frame": pd.DataFrame({"x": [1, 2], "y": [0.5, np.nan], "name": ["a", "ü"]}, index=["p", "q"]),
-    "series": pd.Series([1.5, 2.5], name="s"),
-    "objects": np.array(["all_st/a.png", None], object),
-    "numbers": np.arange(6.0).reshape(2, 3),
-    "lists": np.array([[1, 2], [3]], object),
-    "columns first": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
-    "axes moved": np.arange(24.0).reshape(2, 3, 4).transpose(1, 2, 0),
-    "big endian": np.array([1.5, 2.5], ">f4"),
-    "words": np.array(["ü", "abc"]),
-    "nothing": np.zeros((0, 3)),
-    "number": np.array(3.0),
-    "index": pd.Index([0.5, 1.5], name="i"),
-    "nested": {1: {"train": ["TCGA-1"], "test": (np.float64(2.0), True, None)}},
-}
+OLD = ("mode.string_storage", "python")
+"""How pandas keeps texts without pyarrow: published pickles are older than its arrays."""
+with pd.option_context(*OLD):
+    CONTENT = {
+        "frame": pd.DataFrame({"x": [1, 2], "y": [0.5, np.nan], "name": ["a", "ü"]}, index=["p", "q"]),
+        "series": pd.Series([1.5, 2.5], name="s"),
+        "objects": np.array(["all_st/a.png", None], object),
+        "numbers": np.arange(6.0).reshape(2, 3),
+        "lists": np.array([[1, 2], [3]], object),
+        "columns first": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "axes moved": np.arange(24.0).reshape(2, 3, 4).transpose(1, 2, 0),
+        "big endian": np.array([1.5, 2.5], ">f4"),
+        "words": np.array(["ü", "abc"]),
+        "nothing": np.zeros((0, 3)),
+        "number": np.array(3.0),
+        "index": pd.Index([0.5, 1.5], name="i"),
+        "nested": {1: {"train": ["TCGA-1"], "test": (np.float64(2.0), True, None)}},
+    }
+
+
+@pytest.fixture(autouse=True)
+def texts_as_of_old():
+    with pd.option_context(*OLD):
+        yield
 
 
 class Call:
