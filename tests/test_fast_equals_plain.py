@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from medkd.data import parts, views
+from medkd.data import views
 from medkd.data.images import FileImages
-from medkd.data.views import GMCD, HYBRID, MOCO_V2
+from medkd.data.views import HYBRID
 from medkd.losses import memory
 from medkd.losses.memory import ContrastiveDistillation
 from medkd.models.fusion import ConcatFusion
@@ -28,52 +28,6 @@ N, SIZE, DIM, CLASSES = 24, 8, 6, 3
 
 def pixels(n, size):
     return np.random.default_rng(0).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
-
-
-@pytest.fixture
-def three_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("augment", [HYBRID, MOCO_V2, GMCD])
-def test_views_made_on_several_threads_equal_those_of_one_bit_for_bit(augment, three_threads, monkeypatch):
-    images = torch.from_numpy(pixels(11, 20))
-    draw = augment.draw(11, 20, torch.Generator().manual_seed(0))
-    monkeypatch.setattr(views, "THREAD_PIXELS", 20**2)
-    several = augment.apply(images, draw)
-    torch.set_num_threads(1)
-    assert torch.equal(several, augment.apply(images, draw))
-
-
-def test_threads_leave_the_number_of_torchs_threads_alone_and_follow_inference_mode(three_threads, monkeypatch):
-    monkeypatch.setattr(views, "THREAD_PIXELS", 1)
-    used = []
-    parts.in_parts(lambda part: used.append((torch.ones(2**17) * 2, torch.get_num_threads())[1]), 6, 1, 1)
-    assert set(used) == {1}, "each part uses one core, also after its first large operation"
-    with torch.inference_mode():
-        made = HYBRID(torch.from_numpy(pixels(6, 8)), torch.Generator().manual_seed(0))
-    assert made.is_inference()
-    assert torch.get_num_threads() == 3
-
-
-@pytest.mark.parametrize(("n", "largest", "smallest"), [(1, 5, 2), (7, 3, 1), (64, 37, 2), (5, 100, 9), (6, 1, 1)])
-def test_parts_hold_every_row_once_and_are_no_larger_than_asked(three_threads, n, largest, smallest):
-    found = []
-    parts.in_parts(found.append, n, largest, smallest)
-    assert sorted(row for part in found for row in range(n)[part]) == list(range(n))
-    assert max(part.stop - part.start for part in found) <= largest
-
-
-def test_an_error_in_one_part_reaches_the_caller(three_threads):
-    def fail(part):
-        if part.start:
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        parts.in_parts(fail, 8, 2, 1)
 
 
 def test_hue_shift_equals_the_one_with_a_choice_of_the_largest_channel():
