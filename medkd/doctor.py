@@ -69,7 +69,7 @@ def versions_against(lock: Path) -> tuple[State, str]:
             "note",
             f"not as pinned: {', '.join(differing[:4])}{more}; `make` in a fresh .venv installs the pinned ones",
         )
-    return "ok", f"{len(pinned)} packages as pinned"
+    return "ok", f"all {len(pinned)} as pinned"
 
 
 def _python() -> tuple[State, str]:
