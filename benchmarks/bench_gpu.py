@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from benchmarks.harness import Row, Scale, medians, repeat_for, seed_everything, spread
 from benchmarks.made_data import pixels
-from benchmarks.quick_preset import adam, gmcd_step, moco_of, moco_optimiser, moco_params, moco_step
+from benchmarks.quick_preset import adam, gmcd_step, moco_of, moco_optimiser, moco_params, moco_step, steps_of
 from medkd.data.views import HYBRID
 from medkd.models.device import autocast, pick_device, to_device
 from medkd.models.encoders import build_image_encoder
@@ -98,21 +98,18 @@ def _synchronisations() -> list[Row]:
     images = ImageModality(pixels(4 * params.batch_size, params.image_size), HYBRID, pick_device())
     step, optimizer = moco_step(moco, images), moco_optimiser(moco, params)
     gmcd, batch = gmcd_step(512)
-    cases = {"MoCo": (step, optimizer, params.batch_size), "GMCD": (gmcd, adam(gmcd.parameters()), batch)}
+    n = params.batch_size
+    cases = {
+        "MoCo": steps_of(step, optimizer, n, n, 1),
+        "GMCD": steps_of(gmcd, adam(gmcd.parameters()), batch, batch, 1),
+    }
     return [
-        Row("10 GPU", f"waits for the device in 3 steps of {name}", synchronisations(_one(*case)), "waits", at_most=0)
+        Row(
+            "10 GPU",
+            f"waits for the device in 3 steps of {name}",
+            synchronisations(steps_of(*case, n_steps=1)),
+            "waits",
+            at_most=0,
+        )
         for name, case in cases.items()
     ]
-
-
-def _one(step, optimizer: torch.optim.Optimizer, batch: int):  # noqa: ANN001, ANN202
-    rows = torch.arange(batch)
-
-    def run() -> None:
-        loss, _ = step.loss(rows, 0.5)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        step.after_step()
-
-    return run

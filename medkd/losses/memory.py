@@ -219,16 +219,21 @@ class ContrastiveDistillation(nn.Module):
         bank.index_copy_(0, rows, F.normalize(mixed, dim=1))
 
 
+def _is_dense(bank: Tensor, index: Tensor) -> bool:
+    """Whether one product with the whole bank is cheaper than gathering the rows that `index` names."""
+    return len(bank) < DENSE_LIMIT * index.shape[1]
+
+
 def _products(embedded: Tensor, bank: Tensor, index: Tensor) -> Tensor:
     """Inner products of each embedding (b, d) with the bank rows (b, m) that `index` names, shape (b, m)."""
-    if len(bank) < DENSE_LIMIT * index.shape[1]:
+    if _is_dense(bank, index):
         return (embedded @ bank.clone().T).gather(1, index)  # a copy: the bank changes before backward reads it
     return _gathered(embedded, bank, index)
 
 
 def _cosines(embedded: Tensor, bank: Tensor, index: Tensor) -> Tensor:
     """As `_products` with bank rows of unit length (a fresh bank's are not); `embedded` has unit rows."""
-    if len(bank) < DENSE_LIMIT * index.shape[1]:
+    if _is_dense(bank, index):
         return _products(embedded, bank, index) / torch.linalg.vector_norm(bank, dim=1).clamp(min=1e-12)[index]
     return _gathered(embedded, bank, index, unit=True)
 

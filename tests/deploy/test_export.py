@@ -48,14 +48,6 @@ MOCO = {"epochs": 1, "batch_size": 128, "queue_size": 100}
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    patch = pytest.MonkeyPatch()
-    patch.setenv("MEDKD_HOME", str(tmp_path_factory.mktemp("project")))
-    yield
-    patch.undo()
-
-
-@pytest.fixture(scope="module")
 def params(home):
     return DistillationParams(**PAIRED, methods=["ce"])
 

@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 from scipy.stats import t as student_t
 
-from medkd.data.cohort import Cohort
 from medkd.data.episodes import draw_task
 from medkd.errors import DataError, ParameterError
 from medkd.evaluation.adaptation import STEPS, Adaptation, Labelled, label_numbers, soften, student_logits
@@ -17,13 +16,9 @@ SIZES = {"a": 60, "b": 50, "c": 40, "r": 16, "s": 24}
 
 
 @pytest.fixture
-def cohort():
+def cohort(lesion_cohort):
     """Two images a lesion; the smallest class has eight lesions."""
-    names = np.repeat(list(SIZES), list(SIZES.values()))
-    table = pd.DataFrame({"id": [f"x{i:03d}" for i in range(len(names))], "class": names})
-    table["label"], table["roi"] = [list(SIZES).index(name) for name in names], table["id"]
-    table["patient"] = [f"L{i // 2}" for i in range(len(names))]
-    return Cohort("toy", "Toy", True, tuple(SIZES), table, {}, base_classes=COMMON, rare_classes=RARE, group="lesion")
+    return lesion_cohort(SIZES)
 
 
 def features_of(cohort, distance):

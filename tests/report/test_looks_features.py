@@ -2,30 +2,13 @@
 
 import numpy as np
 import pandas as pd
-import pytest
 import torch
 
-from medkd.data.arrays import ArrayImages
-from medkd.data.cohort import Cohort
 from medkd.files import write_table, write_tensors
 from medkd.report.artifacts import Artifacts
 from medkd.report.looks_features import embedding_caption, plane, rare_features, validation_features
 from medkd.report.paper import redraw
 from medkd.stages.store import Run
-
-CLASSES = ("n", "m", "d", "v")
-
-
-@pytest.fixture
-def cohort():
-    """Forty common images (n, m) and eight rare ones (d, v)."""
-    names = ["n"] * 20 + ["m"] * 20 + ["d"] * 4 + ["v"] * 4
-    table = pd.DataFrame({"id": [f"i{i:02d}" for i in range(48)], "class": names})
-    table["patient"] = [f"p{i // 2}" for i in range(48)]
-    table["label"], table["roi"] = [CLASSES.index(name) for name in names], table["id"]
-    images = {"photo": ArrayImages(np.zeros((48, 8, 8, 3), np.uint8))}
-    roles = {"base_classes": ("n", "m"), "rare_classes": ("d", "v")}
-    return Cohort("tiny", "Tiny", True, CLASSES, table, images, **roles)
 
 
 def run_in(folder, **tensors):

@@ -4,8 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medkd.data.arrays import ArrayImages
-from medkd.data.cohort import Cohort
 from medkd.files import write_table
 from medkd.report.figures_rare import by_shots
 from medkd.report.looks_rare import (
@@ -17,20 +15,6 @@ from medkd.report.looks_rare import (
     neighbours_of_rare,
 )
 from medkd.stages.store import Run
-
-CLASSES = ("n", "m", "d", "v")
-
-
-@pytest.fixture
-def cohort():
-    """Forty common images (n, m) and eight rare ones (d, v); the grey value is the row number."""
-    names = ["n"] * 20 + ["m"] * 20 + ["d"] * 4 + ["v"] * 4
-    table = pd.DataFrame({"id": [f"i{i:02d}" for i in range(48)], "class": names})
-    table["patient"] = [f"p{i // 2}" for i in range(48)]
-    table["label"], table["roi"] = [CLASSES.index(name) for name in names], table["id"]
-    pixels = np.zeros((48, 8, 8, 3), np.uint8) + np.arange(48, dtype=np.uint8)[:, None, None, None]
-    roles = {"base_classes": ("n", "m"), "rare_classes": ("d", "v")}
-    return Cohort("tiny", "Tiny", True, CLASSES, table, {"photo": ArrayImages(pixels)}, **roles)
 
 
 def run_in(folder, stage="05"):

@@ -155,14 +155,6 @@ def test_pseudo_labels_of_another_task_are_refused(labelled):
         read_labels(cohort, run, dataclasses.replace(drawn, seed=5))
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    patch = pytest.MonkeyPatch()
-    patch.setenv("MEDKD_HOME", str(tmp_path_factory.mktemp("project")))
-    yield
-    patch.undo()
-
-
 @pytest.mark.slow
 def test_a_rare_class_with_fewer_images_than_shots_is_refused_and_nothing_is_lost(home):
     with pytest.raises(DataError, match=r'class ".*" of phantom-rare-skin has \d+ images, but k_shot = 500 needs'):

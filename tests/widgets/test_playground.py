@@ -3,7 +3,6 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from medkd.data.cohort import Cohort
 from medkd.data.episodes import draw_task
 from medkd.widgets.playground import CLOSED, Playground, playground
 
@@ -11,14 +10,9 @@ SIZES = {"a": 60, "b": 50, "<i>r</i>": 16, "s": 24}
 
 
 @pytest.fixture
-def cohort():
+def cohort(lesion_cohort):
     """Two images a lesion; the smallest class has eight lesions."""
-    names = np.repeat(list(SIZES), list(SIZES.values()))
-    table = pd.DataFrame({"id": [f"x{i:03d}" for i in range(len(names))], "class": names})
-    table["label"], table["roi"] = [list(SIZES).index(name) for name in names], table["id"]
-    table["patient"] = [f"L{i // 2}" for i in range(len(names))]
-    classes = tuple(SIZES)
-    return Cohort("toy", "Toy", True, classes, table, {}, base_classes=classes[:2], rare_classes=classes[2:])
+    return lesion_cohort(SIZES)
 
 
 @pytest.fixture
