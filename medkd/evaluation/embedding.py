@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import numpy as np
 from scipy.linalg import orthogonal_procrustes
@@ -158,7 +161,8 @@ def _checked(features: np.ndarray) -> np.ndarray:
 
 
 def _umap(n: int, seed: int, n_neighbors: int, min_dist: float) -> UMAP:
-    from umap import UMAP  # takes seconds to import (numba), so only those who draw pay for it
+    with _compiled_code_kept():
+        from umap import UMAP  # takes seconds to import, so only those who draw pay for it
 
     return UMAP(
         n_components=2,
@@ -169,3 +173,16 @@ def _umap(n: int, seed: int, n_neighbors: int, min_dist: float) -> UMAP:
         transform_seed=seed,
         n_jobs=1,  # a seed forces one thread anyway; saying so avoids UMAP's warning
     )
+
+
+@contextmanager
+def _compiled_code_kept() -> Iterator[None]:
+    """What is imported here keeps on disk what numba compiles for it, where numba keeps such files (NUMBA_CACHE_DIR).
+
+    UMAP asks for it nowhere: it compiles the same 12 s of code in each process. What is computed has the same bits.
+    """
+    import numba
+
+    keep = partial(numba.jit, cache=True)
+    with patch("numba.jit", keep), patch("numba.core.decorators.jit", keep):
+        yield

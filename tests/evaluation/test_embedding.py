@@ -35,6 +35,16 @@ def test_repeated_fits_of_separated_classes_are_the_same_to_the_bit():
 
 
 @pytest.mark.slow
+def test_what_umap_compiles_is_kept_for_other_processes():
+    """By numba's own record of one function that each step of UMAP is made of."""
+    umap_embedding(np.random.default_rng(0).normal(size=(30, 4)))
+    from umap import layouts, umap_
+
+    for compiled in (layouts.rdist, umap_.smooth_knn_dist, umap_.compute_membership_strengths):
+        assert compiled.stats.cache_path, compiled.__name__
+        assert sum((compiled.stats.cache_hits | compiled.stats.cache_misses).values()) > 0, compiled.__name__
+
+
 def test_embeds_ten_samples_and_ignores_their_length():
     features, _ = separated_blobs(2, 5)
     lengths = 2.0 ** np.arange(10)[:, None]  # powers of two: exact in floating point
