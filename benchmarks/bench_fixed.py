@@ -86,7 +86,7 @@ def script_of(notebook: Path, parameters: dict[str, object]) -> str:
 
 
 def _umap() -> list[Row]:
-    """The first embedding of 500 points (import included) less the second, in two fresh processes one after the other."""
+    """The first embedding of 500 points less the second, in two fresh processes one after the other."""
     code = """
 import time, numpy as np
 from medkd.evaluation.embedding import umap_embedding

@@ -152,6 +152,7 @@ def optimiser(parameters: Any, params: ContrastParams) -> torch.optim.Optimizer:
         lr=params.lr,
         momentum=params.sgd_momentum,
         weight_decay=params.weight_decay,
+        fused=True,
     )
 
 
