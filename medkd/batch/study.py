@@ -50,6 +50,7 @@ class Study(BaseModel):
     grid: dict[str, list[Any]] = Field({}, description="parameter -> values; every combination is a cell")
     cells: list[dict[str, Any]] = Field([], description="further cells, parameter -> value each")
     notebooks: list[str] = Field([], description="run these of each chain only; all by default")
+    references: list[str] = Field([], description="methods, named as in the report, that all others are compared with")
     _folder: Path = PrivateAttr(Path())  # of the study file
 
     @field_validator("name")

@@ -109,15 +109,16 @@ def differences(
 
     Returns:
         Columns setting, method, minus, level, metric, difference, low, high, p_value (see
-        `bootstrap.paired_differences`), wins (parts in which the method's value is above the other's; for ece, where
-        less is better, those are losses), n_parts, n (samples of this level). Empty where there is one method only.
+        `bootstrap.paired_differences`), wins and losses (parts in which the method's value is above, or below, the
+        other's; for ece, where less is better, it is the other way round), n_parts, n (samples of this level). Empty
+        where there is one method only.
 
     Raises:
         ParameterError: if `level`, a metric, the reference or a method of `extra_pairs` is unknown.
         DataError: as `summarise`, or if two methods have not scored the same samples.
     """
     order = ["setting", "method", "minus", "level", "metric", "difference", "low", "high", "p_value"]
-    order += ["wins", "n_parts", "n"]
+    order += ["wins", "losses", "n_parts", "n"]
     if predictions["method"].nunique() == 1:
         return pd.DataFrame(columns=order)
     if not {BASE, reference} & set(predictions["method"]):
@@ -151,11 +152,16 @@ def differences(
                 scorers, len(frame), frame["patient"].to_numpy(), pairs, n_resamples=n_resamples, seed=seed
             )
             parts = {method: scorer(_indicators(frame["part"])) for method, scorer in scorers.items()}
-            wins = [
-                int((parts[row.method][row.metric] > parts[row.minus][row.metric]).sum()) for row in table.itertuples()
-            ]
-            n_parts = frame["part"].nunique()
-            tables.append(table.assign(setting=setting, level=each_level, wins=wins, n_parts=n_parts, n=len(frame)))
+            ahead = [parts[row.method][row.metric] - parts[row.minus][row.metric] for row in table.itertuples()]
+            table = table.assign(
+                setting=setting,
+                level=each_level,
+                wins=[int((each > 0).sum()) for each in ahead],
+                losses=[int((each < 0).sum()) for each in ahead],
+                n_parts=frame["part"].nunique(),
+                n=len(frame),
+            )
+            tables.append(table)
     return pd.concat(tables, ignore_index=True)[order]
 
 

@@ -17,6 +17,7 @@ from medkd.evaluation.comparison import differences, is_survival, summarise
 from medkd.files import write_json
 from medkd.paths import reports_dir, runs_dir
 from medkd.report.artifacts import Artifacts
+from medkd.report.claims import tell_claims
 from medkd.report.index import read_index
 from medkd.report.looks import risk_curves_by_method
 from medkd.report.page import build_page, versions
@@ -43,6 +44,7 @@ def build_study_report(name: str, *, n_resamples: int = 2000, say: Callable[[str
 
     Raises:
         DataError: there is no such study, none of its cells is finished, or a run is gone.
+        ParameterError: `references` of the study names no method of it.
     """
     folder = reports_dir() / name
     record = read_record(folder)
@@ -55,23 +57,29 @@ def build_study_report(name: str, *, n_resamples: int = 2000, say: Callable[[str
         if evaluated:
             cohorts[dataset] = load_cohort(dataset, roots[dataset])
             out = Artifacts(folder, f"study.{dataset}", simulated=cohorts[dataset].simulated)
-            _compare(evaluated, cohorts[dataset], out, n_resamples)
+            references = record["study"].get("references", [])
+            _compare(evaluated, cohorts[dataset], out, references, n_resamples)
             _draw_training(evaluated, cohorts[dataset], out)
     if not cohorts:
         raise DataError(f"no cell of study {name} is finished; run `medkd batch` with its file first")
     return _page(folder, record, cohorts)
 
 
-def _compare(evaluated: list[Evaluated], cohort: Cohort, out: Artifacts, n_resamples: int) -> None:
+def _compare(
+    evaluated: list[Evaluated], cohort: Cohort, out: Artifacts, references: list[str], n_resamples: int
+) -> None:
     """Tables and figures of the test data."""
     predictions = pooled_predictions(evaluated)
     survival = is_survival(predictions)
     summary = summarise(predictions, n_resamples=n_resamples)
     level = summary["level"].iloc[-1]
     out.table(summary, "summary", f"{cohort.title}: every metric at every level, with 95% intervals.")
+    metrics = ("c_index",) if survival else METRICS
+    told = {"metrics": metrics[:2], "level": level, "cohort": cohort, "out": out, "n_resamples": n_resamples}
+    tell_claims(predictions, summary, references, **told)
     for setting, rows in predictions.groupby("setting", sort=False):
         chosen = summary[(summary["setting"] == setting) & (summary["level"] == level)]
-        for metric in ("c_index",) if survival else METRICS:
+        for metric in metrics:
             _compare_metric(rows, chosen[chosen["metric"] == metric], metric, level, cohort, out, n_resamples)
         _draw_results(rows, str(setting), cohort, out)
 

@@ -140,20 +140,21 @@ def test_order_of_the_rows_of_a_method_does_not_matter(predictions):
     pd.testing.assert_frame_equal(first, second)
 
 
-def test_wins_count_the_parts_in_which_a_method_is_ahead(predictions):
+def test_wins_and_losses_count_the_parts_in_which_a_method_is_ahead_or_behind(predictions):
     table = differences(predictions, "teacher", metrics=["balanced_accuracy"], level="image", n_resamples=5)
-    wins = 0
+    wins = losses = 0
     for _, part in predictions.groupby("part"):
         kd, ce = (
             balanced_accuracy_score(rows["label"], rows[["p_0", "p_1", "p_2"]].to_numpy().argmax(axis=1))
             for rows in (part[part["method"] == "KD"], part[part["method"] == "CE only"])
         )
         wins += kd > ce
+        losses += kd < ce
     row = row_of(table, method="KD")
-    assert (row["wins"], row["n_parts"]) == (wins, 3)
+    assert (row["wins"], row["losses"], row["n_parts"]) == (wins, losses, 3)
     same = predictions[predictions["method"] == "CE only"]
     tied = differences(pd.concat([same, same.assign(method="KD")]), "teacher", level="roi", n_resamples=5)
-    assert (tied["wins"] == 0).all() and (tied["difference"] == 0).all()
+    assert (tied["wins"] == 0).all() and (tied["losses"] == 0).all() and (tied["difference"] == 0).all()
 
 
 def test_teacher_is_compared_with_both_modalities_where_asked(predictions):

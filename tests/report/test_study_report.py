@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from medkd.cli import app
 from medkd.data.own_schema import infer, write_schema
-from medkd.errors import DataError
+from medkd.errors import DataError, ParameterError
 from medkd.files import write_table
 from medkd.paths import reports_dir
 from medkd.report.paper import redraw
@@ -112,6 +112,30 @@ def test_the_report_compares_conditions_over_seeds_and_marks_the_best(study):
     text = page.read_text()
     assert "medkd study try" in text and "comparison" in text and "https://" not in text.replace("https://doi", "")
     assert page.stat().st_size < 15e6
+
+
+def test_claims_compare_every_method_with_the_reference_on_the_same_images(study):
+    build_study_report("try", n_resamples=200, say=lambda line: None)
+    table = pd.read_csv(study / "tables" / "study.own-against_CE_only.csv")
+    assert set(table["method"]) == {"GMCD [low_rank_weight=0]", "GMCD [low_rank_weight=0.1]"}
+    better = table[(table["method"] == "GMCD [low_rank_weight=0.1]") & (table["metric"] == "balanced_accuracy")].iloc[0]
+    assert better["low"] < better["difference"] < better["high"]
+    assert better["difference"] == pytest.approx(RIGHT["good GMCD"] - RIGHT["CE only"], abs=0.12)
+    assert (better["n"], better["parts"], better["wins"], better["losses"]) == (2 * N, 2, 2, 0)
+    assert (study / "figures" / "study.own-bars_against_CE_only.pdf").is_file()
+
+
+def test_a_study_names_its_references_and_a_wrong_one_is_told_with_the_methods(study):
+    record = json.loads((study / "study.json").read_text())
+    record["study"]["references"] = ["GMCD [low_rank_weight=0]"]
+    (study / "study.json").write_text(json.dumps(record))
+    build_study_report("try", n_resamples=50, say=lambda line: None)
+    table = pd.read_csv(study / "tables" / "study.own-against_GMCD_low_rank_weight_0.csv")
+    assert set(table["method"]) == {"CE only", "GMCD [low_rank_weight=0.1]"}
+    record["study"]["references"] = ["GMCD"]
+    (study / "study.json").write_text(json.dumps(record))
+    with pytest.raises(ParameterError, match=r'"GMCD", which is no method .*GMCD \[low_rank_weight=0\]'):
+        build_study_report("try", n_resamples=50, say=lambda line: None)
 
 
 def test_every_figure_is_drawn_again_from_its_csv_alone(study):
