@@ -9,11 +9,14 @@ READY := $(VENV)/.ready
 report: $(READY)  ## run every notebook on the simulated cohorts; prints the path of the page
 	@$(BIN)/medkd report $(ARGS)
 
+# A file of tests a process, each with one thread: fixtures of a file are shared, and threads do not wait for each other.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
 test: $(READY)  ## all tests
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(TESTS) $(ARGS)
 
 test-fast: $(READY)  ## tests without the slow ones
-	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	@$(TESTS) -m "not slow" $(ARGS)
 
 test-lab: $(READY)  ## every notebook in JupyterLab and a real browser, on the whole quick preset
 	@MEDKD_LAB_WHOLE=1 $(BIN)/python -m pytest tests/lab $(ARGS)

@@ -217,13 +217,19 @@ def lasso(page, plot, left, right):
     page.mouse.up()
 
 
+def has(found, n):
+    """Widgets redraw in their own time; wait until there are n of them."""
+    playwright.expect(found).to_have_count(n, timeout=20_000)
+
+
 def test_the_cohort_browser_filters_pages_and_shows_a_sample(opened):
     page = opened("browse")
     run_cell(page, 0)
     page.wait_for_selector("text=30 of 30 samples, 15 patients", timeout=180_000)
     page.get_by_label("class").select_option("b")
     page.wait_for_selector("text=10 of 30 samples, 10 patients", timeout=20_000)
-    assert page.locator("figure").count() == 10 and page.locator("figure img").count() == 20
+    has(page.locator("figure"), 10)
+    has(page.locator("figure img"), 20)
     page.get_by_label("sample").select_option(index=1)
     page.wait_for_selector('img[alt="one of x04"]', timeout=20_000)
     page.wait_for_selector("text=P2", timeout=20_000)
@@ -236,15 +242,16 @@ def test_a_lasso_in_the_feature_explorer_shows_the_images_of_the_points_in_every
     page = opened("explore")
     run_cell(page, 0)
     page.wait_for_selector("text=0 of 60 images selected", timeout=180_000)
-    assert page.locator("text=Toy (simulated)").count() == 1
+    has(page.locator("text=Toy (simulated)"), 1)
     plots = page.locator(".jp-OutputArea canvas:not([style*='absolute'])")  # the other canvas of a plot holds labels
     plots.nth(2).wait_for(timeout=60_000)
     page.wait_for_timeout(1000)  # until the points are drawn, mouse events are ignored
     lasso(page, plots.nth(0), 0.03, 0.4)
     page.wait_for_selector("text=20 of 60 images selected, 20 patients: a 20", timeout=20_000)
     page.wait_for_selector('img[alt="two of x33"]', timeout=60_000)
-    assert page.locator("figure").count() == 12 and page.locator("figure img").count() == 24
-    assert page.locator(".jp-OutputArea table tbody tr").count() == 12
+    has(page.locator("figure"), 12)
+    has(page.locator("figure img"), 24)
+    has(page.locator(".jp-OutputArea table tbody tr"), 12)
     sides = [page.locator(f'img[alt="{name} of x33"]').bounding_box() for name in ("one", "two")]
     assert sides[0]["y"] == sides[1]["y"] and sides[0]["x"] < sides[1]["x"]
 
@@ -264,15 +271,15 @@ def test_a_lasso_in_the_feature_explorer_shows_the_images_of_the_points_in_every
     page.wait_for_selector("text=wrote 123 rows (41 images) to selections/selection_1.csv", timeout=20_000)
     plots.nth(1).dblclick(position={"x": 5, "y": 5})
     page.wait_for_selector("text=/^0 of 60 images selected/", timeout=20_000)
-    assert page.locator("figure").count() == 0
+    has(page.locator("figure"), 0)
 
 
 def test_sliders_of_the_playground_move_by_keyboard_and_redraw_numbers_and_pictures(opened):
     page = opened("playground")
     run_cell(page, 0)
     page.wait_for_selector("text=/K = 5, task 0: hard labels r/", timeout=180_000)
-    assert page.locator("text=Toy (simulated)").count() == 1
-    assert page.locator("text=tasks of common classes; the query sets stay closed").count() == 1
+    has(page.locator("text=Toy (simulated)"), 1)
+    has(page.locator("text=tasks of common classes; the query sets stay closed"), 1)
     picture = page.locator(".jp-OutputArea img[src^='blob:']")
     picture.wait_for(timeout=20_000)
 
@@ -309,21 +316,21 @@ def test_a_cell_of_the_error_inspector_opens_its_images_with_the_maps_of_both_me
     page = opened("inspect")
     run_cell(page, 0)
     page.wait_for_selector("text=Choose a cell to see its images", timeout=180_000)
-    assert page.locator("text=Toy (simulated)").count() == 1
+    has(page.locator("text=Toy (simulated)"), 1)
     cell = page.locator('button[title="naevus as melanoma: 12"]')
     assert cell.inner_text() == "12"
     cell.click()
     page.wait_for_selector("text=naevus as melanoma: 12 of 20 images", timeout=20_000)
     page.wait_for_selector('img[alt="student: melanoma 0.73 of x33"]', timeout=20_000)
-    assert page.locator('.jp-OutputArea img[alt="teacher: naevus 0.73 of x33"]').count() == 1
-    assert page.locator(".jp-OutputArea img").count() == 8 * 4  # two images and two maps of each of the eight
+    has(page.locator('.jp-OutputArea img[alt="teacher: naevus 0.73 of x33"]'), 1)
+    has(page.locator(".jp-OutputArea img"), 8 * 4)  # two images and two maps of each of the eight
     captions = page.locator(".jp-OutputArea figcaption", has_text="confidence").all_inner_texts()
     assert captions[0] == "x33, patient P16, confidence 0.73" and captions[7].startswith("x12,")
 
     page.get_by_label("page").fill("2")
     page.keyboard.press("Enter")
     page.wait_for_selector('img[alt="two of x00"]', timeout=20_000)
-    assert page.locator(".jp-OutputArea img").count() == 4 * 4
+    has(page.locator(".jp-OutputArea img"), 4 * 4)
     page.get_by_label("maps of").select_option("true class")
     page.wait_for_selector("text=what raises the score of naevus", timeout=20_000)
     page.get_by_label("method").select_option("teacher")
@@ -343,8 +350,8 @@ def test_a_training_is_watched_stopped_interrupted_and_each_time_goes_on(opened)
     stop.press("Enter")
     page.wait_for_selector("text=/Stopped: student, epoch .* a checkpoint is kept, run the same cell/", timeout=20_000)
     assert page.locator("text=Traceback").count() == 0
-    assert page.locator(".jp-OutputArea img[src^='data:image/png']").count() == 1  # the curves stay
-    assert stop.count() == 0
+    has(page.locator(".jp-OutputArea img[src^='data:image/png']"), 1)  # the curves stay
+    has(stop, 0)
 
     run_cell(page, 1)
     page.wait_for_selector("text=/student: going on from a checkpoint at epoch/", timeout=20_000)
@@ -358,7 +365,7 @@ def test_a_training_is_watched_stopped_interrupted_and_each_time_goes_on(opened)
     run_cell(page, 2)
     run_cell(page, 1)
     page.wait_for_selector("text=finished 400", timeout=60_000)
-    assert page.locator("text=/student: going on from a checkpoint at epoch/").count() == 1
+    has(page.locator("text=/student: going on from a checkpoint at epoch/"), 1)
 
 
 ENDED = """() => {
