@@ -196,12 +196,13 @@ def _client(scheduler: str, jobqueue: str, workers: int, n_nodes: int) -> Iterat
 def _local_cluster(workers: int, n_nodes: int) -> Any:
     """Worker processes on this machine: one a GPU, or as many as cores and memory allow, on localhost only."""
     import dask
+    from dask.system import CPU_COUNT  # that this process may use: fewer than the machine has in a job or container
     from distributed import LocalCluster
 
-    cores, memory, n_found = os.cpu_count() or 1, psutil.virtual_memory().total, n_gpus()
-    fitting = n_found or max(1, min(cores, memory // MEMORY_EACH))
+    memory, n_found = psutil.virtual_memory().total, n_gpus()
+    fitting = n_found or max(1, min(CPU_COUNT, memory // MEMORY_EACH))
     n_workers = min(workers or fitting, n_nodes)
-    threads = max(1, cores // n_workers)
+    threads = str(max(1, CPU_COUNT // n_workers))
     settings = {"distributed.scheduler.allowed-failures": DEATHS, "distributed.worker.daemon": False}
     with dask.config.set(settings):
         cluster = LocalCluster(
@@ -213,7 +214,7 @@ def _local_cluster(workers: int, n_nodes: int) -> Any:
             dashboard_address=LOCAL_PORT,
             scheduler_kwargs={"dashboard": False},
             preload=["medkd.batch.node"],
-            env={"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)},
+            env={name: os.environ.get(name, threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")},
         )
     if n_found:
         _one_gpu_each(cluster, n_workers, n_found)

@@ -310,3 +310,18 @@ def test_a_study_that_runs_already_or_has_no_folder_is_refused(project):
     (project / "reports" / "other").write_text("a file")
     with pytest.raises(DataError, match="other cannot be written to .*give it write permission"):
         run_here(study_file(project, "other"))
+
+
+@pytest.mark.parametrize(("given", "threads"), [("", "4"), ("1", "1")])
+def test_workers_share_the_cores_this_process_may_use_unless_the_environment_says_how_many_threads(
+    given, threads, monkeypatch
+):
+    made = {}
+    monkeypatch.setattr("distributed.LocalCluster", lambda **settings: made.update(settings))
+    monkeypatch.setattr("dask.system.CPU_COUNT", 8)
+    monkeypatch.setattr(engine, "n_gpus", lambda: 0)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    engine._local_cluster(workers=2, n_nodes=5)
+    assert (made["n_workers"], made["env"]["OMP_NUM_THREADS"]) == (2, threads)
