@@ -114,6 +114,7 @@ class Board:
             {
                 "name": cell.name,
                 "dataset": cell.dataset,
+                "title": cell.title,
                 "parameters": cell.parameters,
                 "state": self.cell_state(cell.name),
                 "notebooks": [self._notebook(key) for key in self.of_cell[cell.name]],

@@ -48,7 +48,9 @@ class Study(BaseModel):
     device: str = Field("auto", description='"auto", "cpu" or "cuda"')
     parameters: dict[str, Any] = Field({}, description="parameters of every cell, as -p of medkd report")
     grid: dict[str, list[Any]] = Field({}, description="parameter -> values; every combination is a cell")
-    cells: list[dict[str, Any]] = Field([], description="further cells, parameter -> value each")
+    cells: list[dict[str, Any]] = Field(
+        [], description='further cells, parameter -> value each, and "name" to be called'
+    )
     notebooks: list[str] = Field([], description="run these of each chain only; all by default")
     references: list[str] = Field([], description="methods, named as in the report, that all others are compared with")
     _folder: Path = PrivateAttr(Path())  # of the study file
@@ -114,12 +116,14 @@ class Cell:
         dataset: cohort.
         parameters: what was varied.
         entries: its notebooks in order.
+        title: what the study file calls it; "" where it is called by what was varied.
     """
 
     name: str
     dataset: str
     parameters: dict[str, Any]
     entries: tuple[Entry, ...]
+    title: str = ""
 
 
 @dataclass(frozen=True)
@@ -151,9 +155,12 @@ def expand(study: Study) -> list[Cell]:
     varied = (combinations if study.grid or not study.cells else []) + study.cells
     cells, seen = [], set()
     for cohort, parameters in itertools.product(study.cohorts, varied):
-        name = _cell_name(cohort.dataset, parameters)
+        title = str(parameters.get("name", ""))
+        name, parameters = _cell_name(cohort.dataset, parameters), {k: v for k, v in parameters.items() if k != "name"}
         if name in seen:
-            raise ParameterError(f"two cells of study {study.name} are the same: {name}; remove one of them")
+            raise ParameterError(
+                f"two cells of study {study.name} are the same, or called the same: {name}; remove one of them"
+            )
         seen.add(name)
         overrides = _found_from(study._folder, study.parameters | parameters)
         seed = overrides.pop("seed", study.seed)
@@ -172,7 +179,7 @@ def expand(study: Study) -> list[Cell]:
                 f"notebooks: {cohort.dataset} has none of {', '.join(study.notebooks)}; it has "
                 f"{', '.join(entry.notebook for entry in entries)}"
             )
-        cells.append(Cell(name, cohort.dataset, parameters, chosen))
+        cells.append(Cell(name, cohort.dataset, parameters, chosen, title))
     return cells
 
 
@@ -210,8 +217,12 @@ def _found_from(folder: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _cell_name(dataset: str, parameters: Mapping[str, Any]) -> str:
-    """A folder's name that tells the cohort and what was varied; with a checksum where a folder cannot tell it all."""
-    told = "+".join([dataset, *(f"{name}={_word(value)}" for name, value in parameters.items())])
+    """A folder's name that tells the cohort and what was varied, or the cell's own name and the seed.
+
+    It ends in a checksum where a folder cannot tell it all.
+    """
+    shown = {name: value for name, value in parameters.items() if "name" not in parameters or name in ("name", "seed")}
+    told = "+".join([dataset, *(_word(value) if k == "name" else f"{k}={_word(value)}" for k, value in shown.items())])
     name = re.sub(r"[^A-Za-z0-9._=,+-]+", "-", told)[:LONGEST]
     if name == told:
         return name

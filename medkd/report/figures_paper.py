@@ -183,13 +183,15 @@ def _singular_values(table: pd.DataFrame) -> Figure:
 def _interval_bars(table: pd.DataFrame) -> Figure:
     """Columns method, metric, value (or difference, and minus: whose value is taken away), low, high, setting."""
     setting = table["setting"] if "setting" in table else ""
-    named = table.rename(columns={"difference": "value"}).assign(method=(table["method"] + " " + setting).str.strip())
-    fig, ax = figure(n_rows=len(table))
-    results.interval_bars(named, ax)
+    named = (table["method"] + " " + setting).str.strip()
+    labels = named.map(results.on_short_lines)
+    n_lines = labels.str.count("\n").max() + 1
+    fig, ax = figure(wide=labels.str.len().max() > results.LINE // 2, n_rows=len(table) * n_lines)
+    results.interval_bars(table.rename(columns={"difference": "value"}).assign(method=named), ax)
     label = table["metric"].iloc[0].replace("_", " ")
     if "minus" in table:
         ax.axvline(0, color="0.4", linewidth=0.8)
-        label += f"\nminus that of {table['minus'].iloc[0]}"
+        label += f"\nminus that of {results.on_short_lines(table['minus'].iloc[0])}"
     ax.set_xlabel(label)
     return fig
 

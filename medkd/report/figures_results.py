@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,6 +14,7 @@ from medkd.report.figures import annotated
 from medkd.report.style import FONT_POINTS, METHOD_COLOURS, PALETTE, method_colour
 
 MARKERS = "os^D"  # once round the palette, classes go on with the next marker
+LINE = 48  # letters of a method's name beside a figure
 DASHES = ("-", "--", ":", "-.")  # and lines that share a colour with the next dash
 
 
@@ -97,12 +99,17 @@ def interval_bars(table: pd.DataFrame, ax: Axes) -> Axes:
         colour = method_colour(method)
         ax.plot([low, high], [place, place], color=colour, linewidth=1.6, solid_capstyle="butt")
         ax.plot([value], [place], "o", color=colour, markersize=4.5)
-    ax.set_yticks(range(len(table)), labels=list(table["method"]))
+    ax.set_yticks(range(len(table)), labels=[on_short_lines(method) for method in table["method"]])
     ax.set_ylim(len(table) - 0.5, -0.5)
     ax.locator_params(axis="x", nbins=6)
     ax.grid(axis="x", color="0.9")
     ax.set_axisbelow(True)
     return ax
+
+
+def on_short_lines(text: str) -> str:
+    """The text with line breaks, for beside a figure: methods of a study carry the names of their conditions."""
+    return "\n".join(textwrap.wrap(text, LINE))
 
 
 def scatter_embedding(

@@ -207,7 +207,8 @@ def evaluation_of(folder: Path, cell: Mapping[str, Any]) -> Evaluated | None:
     if run is None:
         raise DataError(f"run {key} of cell {cell['name']} is gone from the run store; run `medkd batch` again")
     varied = {name: value for name, value in cell["parameters"].items() if name not in REPLICATES}
-    condition = ", ".join(f"{name.rpartition('.')[2]}={_word(value)}" for name, value in varied.items())
+    told = ", ".join(f"{name.rpartition('.')[2]}={_word(value)}" for name, value in varied.items())
+    condition = cell.get("title") or told
     replicate = ",".join(str(cell["parameters"].get(name, "")) for name in REPLICATES)
     return Evaluated(cell["name"], condition, replicate, run)
 

@@ -74,7 +74,9 @@ def train_teachers(params: TeacherParams, inputs: tuple[str, ...] = ()) -> dict[
 
 def teacher_run(context: Context, kind: str, fold: int) -> Run:
     """One teacher (or single-modality network) of one fold."""
-    config = context.params.config() | {"inputs": kind, "fold": fold}
+    unused = set() if kind == "both" else {"fusion", *TeacherRecipe.__dataclass_fields__} - {"l1"}
+    config = {name: value for name, value in context.params.config().items() if name not in unused}
+    config |= {"inputs": kind, "fold": fold}
     title = f"{'teacher' if kind == 'both' else kind + ' only'}, fold {fold}"
     unit = Unit(context.params.stage, VERSION, config, context.cohort.fingerprint, title=title)
     return load_or_make(unit, lambda folder: _train(context, kind, fold, folder, title))

@@ -77,7 +77,7 @@ def test_notebooks_that_are_the_same_in_several_cells_are_run_once(tmp_path):
         ({"grid": {"distillation.lr": [-1]}}, "lr"),
         ({"cohorts": [{"dataset": "phantom-gliom"}]}, 'did you mean "phantom-glioma"'),
         ({"preset": "slow"}, 'preset "slow" is unknown'),
-        ({"cells": [{"seed": 0, "distillation.lr": 0.001}]}, "two cells of study ablation are the same"),
+        ({"cells": [{"seed": 0, "distillation.lr": 0.001}]}, "two cells of study ablation are the same, or"),
         ({"cohorts": [{"dataset": "own", "root": each} for each in "ab"]}, '"cohorts": own is named twice'),
         ({"notebooks": ["03_destillation"]}, 'there is no notebook "03_destillation"; did you mean "03_distillation"'),
         ({"notebooks": ["04_moco_url"]}, "notebooks: phantom-glioma has none of 04_moco_url; it has 01_data"),
@@ -109,6 +109,16 @@ def test_names_of_cells_stay_apart_where_a_folder_cannot_tell_them(tmp_path):
     names = [cell.name for cell in expand(Study.read(written(tmp_path, grid=None, cells=cells)))]
     assert names[0] == "phantom-glioma+methods=ce,gmcd" and names[2] == "phantom-glioma+split_file=a-b.csv"
     assert len(set(names)) == 5 and all(len(name) <= 120 and "/" not in name for name in names)
+
+
+def test_a_cell_may_have_a_name_of_its_own(tmp_path):
+    cells = [{"name": "no M3LR", "teacher.low_rank_weight": 0}, {"name": "no M3LR", "teacher.mu": 1, "seed": 1}]
+    found = expand(Study.read(written(tmp_path, grid=None, cells=cells)))
+    assert [cell.title for cell in found] == ["no M3LR", "no M3LR"]
+    assert found[0].name.startswith("phantom-glioma+no-M3LR~") and "+no-M3LR+seed=1~" in found[1].name
+    assert found[0].parameters == {"teacher.low_rank_weight": 0}
+    with pytest.raises(ParameterError, match="two cells of study ablation are the same, or called the same"):
+        expand(Study.read(written(tmp_path, grid=None, cells=[{"name": "x", "seed": 1}, {"name": "x", "seed": 1}])))
 
 
 def test_files_beside_the_study_file_are_found_from_the_notebooks_folder(tmp_path):

@@ -138,6 +138,18 @@ def test_a_study_names_its_references_and_a_wrong_one_is_told_with_the_methods(s
         build_study_report("try", n_resamples=50, say=lambda line: None)
 
 
+def test_methods_carry_the_name_that_the_study_gives_a_cell_and_long_ones_fit_beside_the_figure(study, recwarn):
+    record = json.loads((study / "study.json").read_text())
+    named = "without the low-rank constraint, so that the views of a modality may differ as they like"
+    for cell in record["cells"]:
+        cell["title"] = named if cell["parameters"].get("teacher.low_rank_weight") == 0 else ""
+    (study / "study.json").write_text(json.dumps(record))
+    build_study_report("try", n_resamples=50, say=lambda line: None)
+    table = pd.read_csv(study / "tables" / "study.own-against_CE_only.csv")
+    assert set(table["method"]) == {f"GMCD [{named}]", "GMCD [low_rank_weight=0.1]"}
+    assert not [warning for warning in recwarn if "constrained_layout not applied" in str(warning.message)]
+
+
 def test_every_figure_is_drawn_again_from_its_csv_alone(study):
     build_study_report("try", n_resamples=100, say=lambda line: None)
     figures = {path.name: path.read_bytes() for path in (study / "figures").glob("*.pdf")}

@@ -53,6 +53,12 @@ def test_teacher_runs_are_found_again_and_cover_the_validation_split(teacher):
     assert len(run.table("validation")) == len(run.tensors("features")["validation"])
 
 
+def test_a_network_of_one_modality_is_not_trained_again_for_what_only_the_teacher_uses(teacher):
+    train_teachers(teacher)
+    changed = train_teachers(teacher.model_copy(update={"fusion": "concat", "mean_teacher": 0.0, "mu": 1e-3}))
+    assert {kind: run.made for (kind, _), run in changed.items()} == {"both": True, "second": False}
+
+
 def test_students_share_their_start_and_their_teacher_is_the_one_of_the_store(students, teacher):
     teachers = train_teachers(teacher, inputs=("both",))
     runs = train_students(students)
