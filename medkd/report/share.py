@@ -18,7 +18,7 @@ FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^/\s'\",]+/)+")
 
 
 def share(name: str, target: Path) -> Path:
-    """Write the page of a finished report so that it can be sent or committed.
+    """Write the page of a finished report, or of a study that has one, so that it can be sent or committed.
 
     Figures that show photographs are left out and counted on the page: whether they may be passed on depends on the
     licence of the data set. Files of the report's folder are not linked, and of paths only the last part is kept.
@@ -40,7 +40,9 @@ def share(name: str, target: Path) -> Path:
         raise DataError(
             f'{folder} holds no finished report; run "medkd report" first, or name another folder of reports/'
         ) from None
-    entries = [entry for entry in read_index(folder) if entry["stage"] in manifest["parameters"]]
+    of_study = "study" in manifest
+    stages = [f"study.{dataset}" for dataset in manifest["cohorts"]] if of_study else manifest["parameters"]
+    entries = [entry for entry in read_index(folder) if entry["stage"] in stages]
     kept = [entry for entry in entries if not entry.get("photographs")]
     if n_left_out := len(entries) - len(kept):
         note = f"Figures that show photographs are left out of this copy of the report ({n_left_out})."
@@ -49,7 +51,8 @@ def share(name: str, target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     return build_page(
         folder,
-        title="medkd report: " + ", ".join(cohort["title"] for cohort in manifest["cohorts"].values()),
+        title=(f"medkd study {name}: " if of_study else "medkd report: ")
+        + ", ".join(cohort["title"] for cohort in manifest["cohorts"].values()),
         manifest=_without_folders(manifest),
         entries=kept,
         notebooks=manifest["notebooks"],

@@ -241,7 +241,7 @@ def _page(folder: Path, record: Mapping[str, Any], cohorts: Mapping[str, Cohort]
             for dataset, cohort in cohorts.items()
         },
         "cells": [{"cell": cell["name"], "state": cell["state"]} for cell in record["cells"]],
-        "notebooks": [],
+        "notebooks": [{key: each[key] for key in ("name", "state", "seconds", "error")} for each in notebooks],
     }
     write_json(folder / "manifest.json", manifest)
     entries = [entry for entry in read_index(folder) if entry["stage"].startswith("study.")]

@@ -14,6 +14,7 @@ from medkd.files import write_table
 from medkd.paths import reports_dir
 from medkd.report.paper import redraw
 from medkd.report.pooling import Evaluated, comparison_table, pooled_predictions
+from medkd.report.share import share
 from medkd.report.study import build_study_report
 from medkd.stages.store import Unit, load_or_make
 
@@ -148,6 +149,14 @@ def test_methods_carry_the_name_that_the_study_gives_a_cell_and_long_ones_fit_be
     table = pd.read_csv(study / "tables" / "study.own-against_CE_only.csv")
     assert set(table["method"]) == {f"GMCD [{named}]", "GMCD [low_rank_weight=0.1]"}
     assert not [warning for warning in recwarn if "constrained_layout not applied" in str(warning.message)]
+
+
+def test_the_page_of_a_study_can_be_given_away(study, tmp_path):
+    build_study_report("try", n_resamples=50, say=lambda line: None)
+    html = share("try", tmp_path / "given.html").read_text(encoding="utf-8")
+    assert "medkd study try" in html and "every method against CE only" in html
+    assert "own+weight=0.1+seed=1: 07_evaluation" in html, "notebooks with their wall times"
+    assert str(tmp_path) not in html and 'href="figures/' not in html
 
 
 def test_every_figure_is_drawn_again_from_its_csv_alone(study):
