@@ -202,7 +202,7 @@ def _local_cluster(workers: int, n_nodes: int) -> Any:
     memory, n_found = psutil.virtual_memory().total, n_gpus()
     fitting = n_found or max(1, min(CPU_COUNT, memory // MEMORY_EACH))
     n_workers = min(workers or fitting, n_nodes)
-    threads = str(max(1, CPU_COUNT // n_workers))
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, CPU_COUNT // n_workers)))
     settings = {"distributed.scheduler.allowed-failures": DEATHS, "distributed.worker.daemon": False}
     with dask.config.set(settings):
         cluster = LocalCluster(
@@ -214,7 +214,7 @@ def _local_cluster(workers: int, n_nodes: int) -> Any:
             dashboard_address=LOCAL_PORT,
             scheduler_kwargs={"dashboard": False},
             preload=["medkd.batch.node"],
-            env={name: os.environ.get(name, threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")},
+            env={"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": os.environ.get("MKL_NUM_THREADS", threads)},
         )
     if n_found:
         _one_gpu_each(cluster, n_workers, n_found)

@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import itertools
+import math
 import os
 import platform
 import struct
@@ -28,6 +29,9 @@ __all__ = ["build_page", "export_html", "versions", "write_json"]
 
 MAX_ROWS = 60
 """Rows of a table that the page shows; the csv beside it has all."""
+
+SIGNED = {"difference", "low", "high"}
+"""Columns of a difference and its interval."""
 
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "umap-learn", "papermill")
 
@@ -176,7 +180,8 @@ def _table(path: Path) -> dict[str, Any]:
     """Header, the first rows as text, whether each column is numeric, and the number of rows in the file."""
     with path.open(encoding="utf-8", newline="") as file:
         header, *rows = list(csv.reader(file)) or [[]]
-    shown = [[_rounded(cell) for cell in row] for row in rows[:MAX_ROWS]]
+    signed = [name in SIGNED and "difference" in header for name in header]
+    shown = [[_rounded(*cell) for cell in zip(row, signed, strict=True)] for row in rows[:MAX_ROWS]]
     header, shown = _with_intervals(header, shown)
     numeric = [all(_is_number(row[column]) or not row[column] for row in shown) for column in range(len(header))]
     return {"header": header, "rows": shown, "numeric": numeric, "n_rows": len(rows)}
@@ -200,12 +205,17 @@ def _with_intervals(header: list[str], rows: list[list[str]]) -> tuple[list[str]
     return new_header, [[cell(row, name) for name in kept] for row in named]
 
 
-def _rounded(cell: str) -> str:
-    """Three digits after the point for numbers written with more; all else as it is in the file."""
+def _rounded(cell: str, signed: bool = False) -> str:
+    """Three digits after the point for numbers written with more; all else as it is in the file.
+
+    Differences have their sign, and three digits also where they are small, as their intervals are read beside others.
+    """
     try:
         number = float(cell)
     except ValueError:
         return cell
+    if signed and math.isfinite(number):
+        return f"{number:+.3f}"
     if len(cell.partition(".")[2]) <= 3:
         return cell
     return f"{number:.3f}" if abs(number) >= 0.01 else f"{number:.3g}"

@@ -106,7 +106,7 @@ def start(path, *arguments, on_ctrl_c=signal.SIG_DFL):
     )
 
 
-def finish(process, seconds=120):
+def finish(process, seconds=300):
     try:
         output, _ = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -120,7 +120,7 @@ def lines_of(project, name):
     return path.read_text().splitlines() if path.exists() else []
 
 
-def wait_for(condition, seconds=90):
+def wait_for(condition, seconds=300):
     for _ in range(seconds * 20):
         if found := condition():
             return found
@@ -180,10 +180,10 @@ def test_an_interrupted_study_ends_soon_and_goes_on(project):
     process = start(path := study_file(project, **TEACHER), "--workers", "1")
     kernel = kernel_of(project, 3)
     os.killpg(process.pid, signal.SIGINT)
-    code, output = finish(process, 30)
+    code, output = finish(process, 60)
     assert code == 130, output
     assert "interrupted; finished notebooks are kept" in output and "Traceback" not in output
-    wait_for(lambda: has_ended(kernel), 10)
+    wait_for(lambda: has_ended(kernel), 60)
     assert states(project) == ["waiting"]
     stopped = project / "reports" / "study" / "own+seed=0" / "notebooks" / "02_teacher_training.own.ipynb"
     assert "This run stopped: interrupt" in nbformat.read(stopped, as_version=4).cells[0].source
@@ -320,8 +320,10 @@ def test_workers_share_the_cores_this_process_may_use_unless_the_environment_say
     monkeypatch.setattr("distributed.LocalCluster", lambda **settings: made.update(settings))
     monkeypatch.setattr("dask.system.CPU_COUNT", 8)
     monkeypatch.setattr(engine, "n_gpus", lambda: 0)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
     if given:
         monkeypatch.setenv("OMP_NUM_THREADS", given)
     engine._local_cluster(workers=2, n_nodes=5)
-    assert (made["n_workers"], made["env"]["OMP_NUM_THREADS"]) == (2, threads)
+    assert made["n_workers"] == 2
+    assert made["env"] == {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}  # torch heeds the latter

@@ -140,6 +140,14 @@ def test_a_cell_that_already_holds_an_interval_stays_as_it_is(report):
     assert body_rows(read(report), "method")[:4] == ["method", "accuracy", "KD", "0.605 (0.555 to 0.653)"]
 
 
+def test_differences_have_signs_and_three_digits(report):
+    folder, _ = report
+    text = "method,mean,difference,low,high\nKD,0.5,0.0010001,-0.00008395,0.002\n"
+    (folder / "tables" / f"{STAGE}-summary.csv").write_text(text)
+    shown = body_rows(read(report), "method")
+    assert shown[:6] == ["method", "mean", "difference (interval)", "KD", "0.5", "+0.001 (-0.000 to +0.002)"]
+
+
 def test_a_long_table_shows_its_first_rows_and_says_so(report):
     html = read(report)
     assert "case 59" in html.text
