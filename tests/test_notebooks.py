@@ -8,7 +8,7 @@ import nbformat
 import papermill
 import pytest
 
-from medkd.report.notebooks import is_stripped
+from medkd.report.notebooks import is_stripped, run_notebook
 from medkd.report.sync import notebook_paths, parameters_cell
 from medkd.stages import stage_params
 
@@ -66,3 +66,17 @@ def test_no_training_code_lives_in_a_notebook(path):
                 for alias in node.names:
                     known = hasattr(module, alias.name) or find_spec(f"{node.module}.{alias.name}")
                     assert known, f"{node.module} has no {alias.name}"
+
+
+@pytest.mark.slow
+def test_a_comparison_without_students_passes_through_the_notebook_that_trains_them(project):
+    path = next(path for path in NOTEBOOKS if path.stem == "06_self_distillation")
+    run_notebook(path, project / "06.ipynb", {"methods": ["moco_v1", "oracle"]}, cwd=path.parent)
+    printed = [
+        output.text
+        for cell in read(project / "06.ipynb").cells
+        for output in cell.get("outputs", [])
+        if "text" in output
+    ]
+    assert any("no student among methods" in text for text in printed)
+    assert not (project / "reports" / "runs").exists(), "something was trained"

@@ -175,8 +175,14 @@ SIMCLR_TEMPERATURE = 0.1
 
 
 def self_distil(params: SelfDistillationParams) -> dict[tuple[str, int, int], Run]:
-    """The finished students by (variant, k_shot, task); labels and URL run are loaded or made first."""
+    """The finished students by (variant, k_shot, task); labels and URL run are loaded or made first.
+
+    Empty where `methods` names no student: nothing is made then.
+    """
+    students = [name for name in params.methods if name in STUDENTS]
     context = Context.of(params, "rare")
+    if not students:
+        return {}
     labelling = Context.of(params.of("pseudo_labels"))
     url = pretrain(labelling.params.of("moco"))
     runs = {}
@@ -184,9 +190,8 @@ def self_distil(params: SelfDistillationParams) -> dict[tuple[str, int, int], Ru
         for task in range(params.n_tasks):
             labels = label_run(labelling, url, k_shot, task)
             drawn = draw(labelling, k_shot, task)
-            for name in params.methods:
-                if name in STUDENTS:
-                    runs[name, k_shot, task] = student_run(context, url, labels, name, drawn)
+            for name in students:
+                runs[name, k_shot, task] = student_run(context, url, labels, name, drawn)
     return runs
 
 
