@@ -12,6 +12,7 @@ from medkd.data.cohort import Cohort
 from medkd.errors import ParameterError
 from medkd.evaluation.comparison import BASE, differences
 from medkd.report.artifacts import Artifacts
+from medkd.report.page import SIGNED
 
 COLUMNS = ("setting", "method", "metric", "n", "parts", "mean", "SD", "difference", "low", "high", "wins", "losses")
 
@@ -87,7 +88,6 @@ def tell_claims(
             f"{n_resamples} resamples)."
         )
         name = f"against_{re.sub(r'[^A-Za-z0-9.]+', '_', reference).strip('_')}"
-        signed = dict.fromkeys(("difference", "low", "high"), "{:+.3f}")
-        out.table(table, name, caption, formats=signed, summary=True)
+        out.table(table, name, caption, formats=SIGNED, summary=True)
         first = table[table["metric"] == metrics[0]].assign(minus=reference)
         out.drawn("interval bars", first, f"bars_{name}", f"{caption} Metric: {metrics[0].replace('_', ' ')}.")

@@ -30,8 +30,8 @@ __all__ = ["build_page", "export_html", "versions", "write_json"]
 MAX_ROWS = 60
 """Rows of a table that the page shows; the csv beside it has all."""
 
-SIGNED = {"difference", "low", "high"}
-"""Columns of a difference and its interval."""
+SIGNED = dict.fromkeys(("difference", "low", "high"), "{:+.3f}")
+"""How the columns of a difference and its interval are displayed, on the page and in LaTeX."""
 
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "umap-learn", "papermill")
 
@@ -180,8 +180,8 @@ def _table(path: Path) -> dict[str, Any]:
     """Header, the first rows as text, whether each column is numeric, and the number of rows in the file."""
     with path.open(encoding="utf-8", newline="") as file:
         header, *rows = list(csv.reader(file)) or [[]]
-    signed = [name in SIGNED and "difference" in header for name in header]
-    shown = [[_rounded(*cell) for cell in zip(row, signed, strict=True)] for row in rows[:MAX_ROWS]]
+    formats = [SIGNED.get(name, "") if "difference" in header else "" for name in header]
+    shown = [[_rounded(*cell) for cell in zip(row, formats, strict=True)] for row in rows[:MAX_ROWS]]
     header, shown = _with_intervals(header, shown)
     numeric = [all(_is_number(row[column]) or not row[column] for row in shown) for column in range(len(header))]
     return {"header": header, "rows": shown, "numeric": numeric, "n_rows": len(rows)}
@@ -205,17 +205,14 @@ def _with_intervals(header: list[str], rows: list[list[str]]) -> tuple[list[str]
     return new_header, [[cell(row, name) for name in kept] for row in named]
 
 
-def _rounded(cell: str, signed: bool = False) -> str:
-    """Three digits after the point for numbers written with more; all else as it is in the file.
-
-    Differences have their sign, and three digits also where they are small, as their intervals are read beside others.
-    """
+def _rounded(cell: str, form: str = "") -> str:
+    """A number as `form` says, or with three digits after the point if it has more; all else as it is in the file."""
     try:
         number = float(cell)
     except ValueError:
         return cell
-    if signed and math.isfinite(number):
-        return f"{number:+.3f}"
+    if form and math.isfinite(number):
+        return form.format(number)
     if len(cell.partition(".")[2]) <= 3:
         return cell
     return f"{number:.3f}" if abs(number) >= 0.01 else f"{number:.3g}"

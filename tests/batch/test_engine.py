@@ -106,7 +106,7 @@ def start(path, *arguments, on_ctrl_c=signal.SIG_DFL):
     )
 
 
-def finish(process, seconds=300):
+def finish(process, seconds=120):
     try:
         output, _ = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -180,10 +180,10 @@ def test_an_interrupted_study_ends_soon_and_goes_on(project):
     process = start(path := study_file(project, **TEACHER), "--workers", "1")
     kernel = kernel_of(project, 3)
     os.killpg(process.pid, signal.SIGINT)
-    code, output = finish(process, 60)
+    code, output = finish(process, 30)
     assert code == 130, output
     assert "interrupted; finished notebooks are kept" in output and "Traceback" not in output
-    wait_for(lambda: has_ended(kernel), 60)
+    wait_for(lambda: has_ended(kernel), 10)
     assert states(project) == ["waiting"]
     stopped = project / "reports" / "study" / "own+seed=0" / "notebooks" / "02_teacher_training.own.ipynb"
     assert "This run stopped: interrupt" in nbformat.read(stopped, as_version=4).cells[0].source
