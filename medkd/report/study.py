@@ -173,7 +173,28 @@ def _runs_behind(evaluated: list[Evaluated]) -> list[tuple[Run, str, str]]:
         if len(own) < n_conditions and n_conditions > 1:
             label = f"{label} [{'; '.join(sorted(own))}]"
         found.append((run, label, f"{users[key][0].replicate}/{part}"))
-    return found
+    return _told_apart(found)
+
+
+def _told_apart(runs: list[tuple[Run, str, str]]) -> list[tuple[Run, str, str]]:
+    """The same runs; where one name and part stands for several settings, the name tells what differs between them."""
+    alike: dict[tuple[str, str], dict[str, list[Run]]] = {}
+    for run, label, part in runs:
+        alike.setdefault((run.stage, label), {}).setdefault(part, []).append(run)
+    differing = {
+        name: [
+            setting
+            for setting in dict.fromkeys(setting for same in parts.values() for run in same for setting in run.config)
+            if any(len({_word(run.config.get(setting)) for run in same}) > 1 for same in parts.values())
+        ]
+        for name, parts in alike.items()
+    }
+    told = []
+    for run, label, part in runs:
+        settings = differing[run.stage, label]
+        values = "; ".join(f"{setting}={_word(run.config.get(setting))}" for setting in settings)
+        told.append((run, f"{label} [{values}]" if values else label, part))
+    return told
 
 
 def read_record(folder: Path) -> dict[str, Any]:

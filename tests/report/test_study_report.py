@@ -11,12 +11,12 @@ from medkd.cli import app
 from medkd.data.own_schema import infer, write_schema
 from medkd.errors import DataError, ParameterError
 from medkd.files import write_table
-from medkd.paths import reports_dir
+from medkd.paths import reports_dir, runs_dir
 from medkd.report.paper import redraw
 from medkd.report.pooling import Evaluated, comparison_table, pooled_predictions
 from medkd.report.share import share
 from medkd.report.study import build_study_report
-from medkd.stages.store import Unit, load_or_make
+from medkd.stages.store import Unit, load_folder, load_or_make
 
 N = 60
 RIGHT = {"CE only": 0.6, "GMCD": 0.7, "good GMCD": 0.95}
@@ -113,6 +113,38 @@ def test_the_report_compares_conditions_over_seeds_and_marks_the_best(study):
     text = page.read_text()
     assert "medkd study try" in text and "comparison" in text and "https://" not in text.replace("https://doi", "")
     assert page.stat().st_size < 15e6
+
+
+def test_learning_curves_of_different_settings_are_not_averaged(study):
+    """One cell trains two networks of one name, as MoCo v1 and v2 or a teacher and its ablation are."""
+    record = json.loads((study / "study.json").read_text())
+    index = study / record["cells"][0]["name"] / "index" / "07_evaluation.own.json"
+    (key,) = json.loads(index.read_text())["runs"]
+    evaluated = load_folder(runs_dir() / "07_evaluation" / key)
+    urls = []
+    for projection, loss in (("linear", 1.0), ("mlp", 5.0)):
+
+        def train(folder, loss=loss):
+            write_table(folder / "history.csv", pd.DataFrame({"epoch": [1, 2], "loss": [loss, loss]}))
+            return {}
+
+        config = {"epochs": 2, "projection": projection}
+        urls.append(load_or_make(Unit("04_moco_url", 1, config, "c", [], "MoCo URL"), train))
+
+    def evaluate(folder):
+        write_table(folder / "predictions.csv", evaluated.table("predictions"))
+        return {}
+
+    run = load_or_make(Unit("07_evaluation", 1, {}, "c", urls, "evaluation"), evaluate)
+    index.write_text(json.dumps({"entries": [], "metrics": {}, "runs": [run.key]}))
+    record["cells"] = record["cells"][:1]
+    (study / "study.json").write_text(json.dumps(record))
+    build_study_report("try", n_resamples=20, say=lambda line: None)
+    curve = pd.read_csv(study / "figures" / "study.own-learning_04_moco_url.csv")
+    assert dict(zip(curve["method"], curve["loss"], strict=True)) == {
+        "MoCo URL [projection=linear]": 1.0,
+        "MoCo URL [projection=mlp]": 5.0,
+    }
 
 
 def test_claims_compare_every_method_with_the_reference_on_the_same_images(study):
