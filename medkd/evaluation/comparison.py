@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t as student_t
 
 from medkd.errors import DataError, ParameterError
 from medkd.evaluation.bootstrap import intervals, paired_intervals
@@ -109,16 +110,18 @@ def differences(
 
     Returns:
         Columns setting, method, minus, level, metric, difference, low, high, p_value (see
-        `bootstrap.paired_differences`), wins and losses (parts in which the method's value is above, or below, the
-        other's; for ece, where less is better, it is the other way round), n_parts, n (samples of this level). Empty
-        where there is one method only.
+        `bootstrap.paired_differences`), over_parts with over_parts_low and over_parts_high (mean of the parts'
+        differences with its 95% interval by Student's t: what another draw of tasks would change, where the resamples
+        hold what other patients would; too narrow over folds, which share training data), wins and losses (parts in
+        which the method's value is above, or below, the other's; for ece, where less is better, it is the other way
+        round), n_parts, n (samples of this level). Empty where there is one method only.
 
     Raises:
         ParameterError: if `level`, a metric, the reference or a method of `extra_pairs` is unknown.
         DataError: as `summarise`, or if two methods have not scored the same samples.
     """
     order = ["setting", "method", "minus", "level", "metric", "difference", "low", "high", "p_value"]
-    order += ["wins", "losses", "n_parts", "n"]
+    order += ["over_parts", "over_parts_low", "over_parts_high", "wins", "losses", "n_parts", "n"]
     if predictions["method"].nunique() == 1:
         return pd.DataFrame(columns=order)
     if not {BASE, reference} & set(predictions["method"]):
@@ -156,6 +159,7 @@ def differences(
             table = table.assign(
                 setting=setting,
                 level=each_level,
+                **_over_parts(np.array(ahead)),
                 wins=[int((each > 0).sum()) for each in ahead],
                 losses=[int((each < 0).sum()) for each in ahead],
                 n_parts=frame["part"].nunique(),
@@ -163,6 +167,16 @@ def differences(
             )
             tables.append(table)
     return pd.concat(tables, ignore_index=True)[order]
+
+
+def _over_parts(values: np.ndarray) -> dict[str, np.ndarray]:
+    """Mean of each row (one pair and metric) over its columns (parts) with its 95% interval; nan without two parts."""
+    table = pd.DataFrame(values).T  # its mean, SD and count leave out parts that lack a class
+    n = table.count()
+    half = student_t.ppf(0.975, n - 1) * table.std() / np.sqrt(n)
+    mean = table.mean()
+    bounds = {"over_parts": mean, "over_parts_low": mean - half, "over_parts_high": mean + half}
+    return {name: bound.to_numpy() for name, bound in bounds.items()}
 
 
 def single_modality_pairs(predictions: pd.DataFrame, teacher: str = "teacher") -> list[tuple[str, str]]:

@@ -14,7 +14,8 @@ from medkd.evaluation.comparison import BASE, differences
 from medkd.report.artifacts import Artifacts
 from medkd.report.page import SIGNED
 
-COLUMNS = ("setting", "method", "metric", "n", "parts", "mean", "SD", "difference", "low", "high", "wins", "losses")
+COLUMNS = ("setting", "method", "metric", "n", "parts", "mean", "SD", "difference", "low", "high")
+COLUMNS += ("over_parts", "over_parts_low", "over_parts_high", "wins", "losses")
 
 
 def claim_table(
@@ -38,8 +39,9 @@ def claim_table(
 
     Returns:
         Columns setting, method, metric, n (samples), parts (folds or tasks, of every seed), mean and SD (of the
-        method's value over the parts), difference with its paired 95% interval low to high, wins and losses (parts in
-        which the method is above, or below, the reference).
+        method's value over the parts), difference with its paired 95% interval low to high (other patients), over_parts
+        with its own (other tasks, see `medkd.evaluation.comparison.differences`), wins and losses (parts in which the
+        method is above, or below, the reference).
 
     Raises:
         ParameterError: there is no such method.
@@ -85,7 +87,8 @@ def tell_claims(
         caption = (
             f"{cohort.title}: every method against {reference}, level {level}. Mean, SD, wins and losses are over "
             f"folds, tasks and seeds; the difference has its paired 95% interval (bootstrap over {cohort.group}s, "
-            f"{n_resamples} resamples)."
+            f"{n_resamples} resamples), and over_parts is the mean of the differences within each fold, task and seed, "
+            "with Student's interval."
         )
         name = f"against_{re.sub(r'[^A-Za-z0-9.]+', '_', reference).strip('_')}"
         out.table(table, name, caption, formats=SIGNED, summary=True)

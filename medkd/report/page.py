@@ -30,7 +30,7 @@ __all__ = ["build_page", "export_html", "versions", "write_json"]
 MAX_ROWS = 60
 """Rows of a table that the page shows; the csv beside it has all."""
 
-SIGNED = dict.fromkeys(("difference", "low", "high"), "{:+.3f}")
+SIGNED = dict.fromkeys(("difference", "low", "high", "over_parts", "over_parts_low", "over_parts_high"), "{:+.3f}")
 """How the columns of a difference and its interval are displayed, on the page and in LaTeX."""
 
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "umap-learn", "papermill")

@@ -1,6 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import ttest_1samp
 from sklearn.metrics import balanced_accuracy_score
 
 from medkd.errors import DataError, ParameterError
@@ -142,16 +143,19 @@ def test_order_of_the_rows_of_a_method_does_not_matter(predictions):
 
 def test_wins_and_losses_count_the_parts_in_which_a_method_is_ahead_or_behind(predictions):
     table = differences(predictions, "teacher", metrics=["balanced_accuracy"], level="image", n_resamples=5)
-    wins = losses = 0
+    ahead = []
     for _, part in predictions.groupby("part"):
         kd, ce = (
             balanced_accuracy_score(rows["label"], rows[["p_0", "p_1", "p_2"]].to_numpy().argmax(axis=1))
             for rows in (part[part["method"] == "KD"], part[part["method"] == "CE only"])
         )
-        wins += kd > ce
-        losses += kd < ce
+        ahead.append(kd - ce)
     row = row_of(table, method="KD")
+    wins, losses = (np.array(ahead) > 0).sum(), (np.array(ahead) < 0).sum()
     assert (row["wins"], row["losses"], row["n_parts"]) == (wins, losses, 3)
+    low, high = ttest_1samp(ahead, 0).confidence_interval(0.95)
+    found = row[["over_parts", "over_parts_low", "over_parts_high"]].tolist()
+    assert found == pytest.approx([np.mean(ahead), low, high])
     same = predictions[predictions["method"] == "CE only"]
     tied = differences(pd.concat([same, same.assign(method="KD")]), "teacher", level="roi", n_resamples=5)
     assert (tied["wins"] == 0).all() and (tied["losses"] == 0).all() and (tied["difference"] == 0).all()
