@@ -22,8 +22,16 @@ class Stopped(MedkdError):
 
 
 def request_stop() -> None:
-    """Ask the training that runs in this process to stop after its present step; it keeps a checkpoint."""
+    """Ask the training that runs in this process to stop after its present step; it keeps a checkpoint.
+
+    Between two trainings it is the next one that stops.
+    """
     _requested.set()
+
+
+def forget_request() -> None:
+    """Take back what `request_stop` asked for, if no training has obeyed yet."""
+    _requested.clear()
 
 
 class StopRequests:
@@ -48,6 +56,7 @@ class StopRequests:
             KeyboardInterrupt: after SIGINT.
             Stopped: after `request_stop`.
         """
+        forget_request()
         if self.signal == signal.SIGTERM:
             raise SystemExit(TERMINATED)
         if self.signal:
@@ -64,7 +73,6 @@ def stop_requests() -> Iterator[StopRequests]:
     Signals are caught in the main thread only, the one that Python lets do it.
     """
     requests = StopRequests()
-    _requested.clear()
     if threading.current_thread() is not threading.main_thread():
         yield requests
         return

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from medkd.report.style import PAGE_WIDTH, PALETTE, use_style
 from medkd.training.progress import Progress, listening
-from medkd.training.stop import request_stop
+from medkd.training.stop import forget_request, request_stop
 from medkd.widgets.place import is_interactive
 
 REDRAW_SECONDS = 1.0
@@ -37,7 +37,7 @@ class TrainingMonitor(widgets.VBox):
         self.title = widgets.HTML("<b>waiting for a training to start</b>")
         self.bar = widgets.FloatProgress(min=0, max=1, layout=widgets.Layout(width="60%"))
         self.stop = widgets.Button(
-            description="Stop", icon="stop", tooltip="end after the present step and keep a checkpoint", disabled=True
+            description="Stop", icon="stop", tooltip="end after the present step and keep a checkpoint"
         )
         self.stop.on_click(self._stop)
         _heard_while_busy(self.stop)
@@ -51,7 +51,6 @@ class TrainingMonitor(widgets.VBox):
         done = progress.epoch + progress.step / progress.n_steps
         self.bar.value, ends = done / progress.n_epochs, done >= progress.n_epochs
         self.title.value = f"<b>{progress.title}</b>: {_where(progress)}"
-        self.stop.disabled = ends
         if progress.history and (ends or time.monotonic() - self._drawn > REDRAW_SECONDS):
             self._drawn = time.monotonic()
             self.picture.value = png_of(curves(progress.history))
@@ -70,6 +69,9 @@ class TrainingMonitor(widgets.VBox):
 def monitor() -> Iterator[TrainingMonitor | None]:
     """While the block runs, show its trainings; afterwards leave the curves in the notebook as a picture.
 
+    The button counts at any time of the block: between two trainings, it stops the next one at its first step. A press
+    that comes after the last one is forgotten.
+
     Headless, or where nobody can use a widget, nothing is shown but the bar that every training has.
     """
     if not is_interactive():
@@ -78,12 +80,14 @@ def monitor() -> Iterator[TrainingMonitor | None]:
     from IPython.display import Image, display
 
     view = TrainingMonitor()
+    forget_request()
     display(view)
     try:
         with listening(view.update):
             yield view
     finally:
         view.close()
+        forget_request()
         if content := view.last_picture():
             display(Image(content))
 

@@ -18,13 +18,11 @@ def told(epoch, step, history=HISTORY):
 
 def test_title_and_bar_say_where_it_stands_and_how_long_it_takes():
     view = TrainingMonitor()
-    assert view.stop.disabled
     view.update(told(3, 2))
     assert view.bar.value == pytest.approx(0.35)
     assert "student, fold 0</b>: epoch 4 of 10, step 2 of 4, about 11 s left" in view.title.value
-    assert not view.stop.disabled
     view.update(told(10, 0))
-    assert "finished in 6 s" in view.title.value and view.stop.disabled
+    assert "finished in 6 s" in view.title.value
 
 
 def test_curves_are_sorted_into_panels_by_what_they_are():
@@ -52,10 +50,11 @@ def test_the_picture_follows_the_epochs(monkeypatch):
 
 
 class Step:
-    """A line that presses the button in its sixth step."""
+    """A line that presses the button in this step of twelve."""
 
-    def __init__(self, view):
-        self.modules, self.device, self.view, self.n = torch.nn.Linear(1, 1), torch.device("cpu"), view, 0
+    def __init__(self, view=None, at=None):
+        self.modules, self.device = torch.nn.Linear(1, 1), torch.device("cpu")
+        self.view, self.at, self.n = view, at, 0
 
     def start(self, generator):
         pass
@@ -65,30 +64,58 @@ class Step:
 
     def after_step(self):
         self.n += 1
-        if self.n == 6:
+        if self.n == self.at:
             self.view.stop.click()
 
     def validate(self):
         return {}
 
 
+def train(step, folder):
+    folder.mkdir(exist_ok=True)
+    optimizer = torch.optim.SGD(step.modules.parameters(), lr=0.001)
+    options = {"epochs": 3, "batch_size": 2, "schedule": linear_decay, "seed": 0, "folder": folder, "title": "line"}
+    return fit(step, torch.arange(8), optimizer, **options)
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What was displayed in a notebook that somebody looks at."""
+    shown = []
+    monkeypatch.delenv("MEDKD_HEADLESS", raising=False)
+    monkeypatch.setenv("JPY_SESSION_NAME", "x")
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    return shown
+
+
 def test_the_button_ends_after_the_step_and_the_same_call_goes_on(tmp_path, capsys):
     view = TrainingMonitor()
-    options = {"epochs": 3, "batch_size": 2, "schedule": linear_decay, "seed": 0, "folder": tmp_path, "title": "line"}
-
-    def run(step):
-        optimizer = torch.optim.SGD(step.modules.parameters(), lr=0.001)
-        with listening(view.update):
-            return fit(step, torch.arange(8), optimizer, **options)
-
-    with pytest.raises(Stopped, match="line, epoch 2, step 2: stopped as asked"):
-        run(Step(view))
-    assert view.stop.description == "stopping"
-    resumed = Step(TrainingMonitor())
-    history = run(resumed)
+    with listening(view.update), pytest.raises(Stopped, match="line, epoch 2, step 2: stopped as asked"):
+        train(Step(view, at=6), tmp_path)
+    assert view.stop.description == "stopping" and view.stop.disabled
+    resumed = Step()
+    history = train(resumed, tmp_path)
     assert history["epoch"].tolist() == [1, 2, 3]
     assert resumed.n == 6
     assert "line: going on from a checkpoint at epoch 2, step 3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("pressed_at", ["start", "last step"])
+def test_a_press_between_two_trainings_stops_the_next_one(tmp_path, shown, pressed_at):
+    with pytest.raises(Stopped, match="line, epoch 1, step 1: stopped as asked"), monitor() as view:
+        if pressed_at == "start":
+            view.stop.click()
+        else:
+            assert len(train(Step(view, at=12), tmp_path / "first")) == 3
+        train(Step(), tmp_path / "second")
+    assert len(train(Step(), tmp_path / "second")) == 3
+
+
+def test_a_press_that_came_too_late_does_not_stop_the_next_cell(tmp_path, shown):
+    with monitor() as view:
+        assert len(train(Step(view, at=12), tmp_path / "first")) == 3
+    with monitor():
+        assert len(train(Step(), tmp_path / "second")) == 3
 
 
 def test_headless_nothing_is_shown(monkeypatch):
@@ -97,11 +124,7 @@ def test_headless_nothing_is_shown(monkeypatch):
         assert view is None
 
 
-def test_in_a_notebook_the_widget_is_closed_and_a_picture_stays(monkeypatch):
-    shown = []
-    monkeypatch.delenv("MEDKD_HEADLESS", raising=False)
-    monkeypatch.setenv("JPY_SESSION_NAME", "x")
-    monkeypatch.setattr("IPython.display.display", shown.append)
+def test_in_a_notebook_the_widget_is_closed_and_a_picture_stays(shown):
     with monitor() as view:
         view.update(told(3, 0))
     assert isinstance(shown[0], TrainingMonitor) and shown[0].comm is None
