@@ -86,6 +86,29 @@ def summarise(predictions: pd.DataFrame, *, n_resamples: int = 2000, seed: int =
     return pd.concat(tables, ignore_index=True)[[*order, "mean_over_parts", "sd_over_parts", "n_parts", "n"]]
 
 
+def by_part(predictions: pd.DataFrame, metric: str, level: Level) -> pd.DataFrame:
+    """The metric of every method in each fold or task, for tests of a reader's own.
+
+    Args:
+        predictions: as `summarise`.
+        metric: name of one metric.
+        level: "image", "roi" or "patient".
+
+    Returns:
+        One row a setting and method; columns setting, method, and one a part, in their order; nan where it lacks one.
+
+    Raises:
+        ParameterError: if the metric is unknown.
+    """
+    rows = []
+    for (setting, method), group in predictions.groupby(["setting", "method"], sort=False):
+        frame = _pooled(group, level)
+        (scorer,) = _scorers({method: frame}, (metric,)).values()
+        values = scorer(_indicators(frame["part"]))[metric]
+        rows.append({"setting": setting, "method": method} | dict(zip(pd.unique(frame["part"]), values, strict=True)))
+    return pd.DataFrame(rows)
+
+
 def differences(
     predictions: pd.DataFrame,
     reference: str,

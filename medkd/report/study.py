@@ -13,7 +13,7 @@ from medkd.data.cohort import Cohort
 from medkd.data.registry import load_cohort
 from medkd.errors import DataError
 from medkd.evaluation import curves
-from medkd.evaluation.comparison import differences, is_survival, summarise
+from medkd.evaluation.comparison import by_part, differences, is_survival, summarise
 from medkd.files import write_json
 from medkd.paths import reports_dir, runs_dir
 from medkd.report.artifacts import Artifacts
@@ -77,6 +77,9 @@ def _compare(
     metrics = ("c_index",) if survival else METRICS
     told = {"metrics": metrics[:2], "level": level, "cohort": cohort, "out": out, "n_resamples": n_resamples}
     tell_claims(predictions, summary, references, **told)
+    caption = f"{cohort.title}: {metrics[0].replace('_', ' ')}, level {level}, in each part (seed, fold or task)."
+    parts = by_part(predictions, metrics[0], level)
+    out.table(parts.rename(columns=lambda name: name.lstrip("/")), "by_part", caption)
     for setting, rows in predictions.groupby("setting", sort=False):
         chosen = summary[(summary["setting"] == setting) & (summary["level"] == level)]
         for metric in metrics:

@@ -6,7 +6,7 @@ from sklearn.metrics import balanced_accuracy_score
 
 from medkd.errors import DataError, ParameterError
 from medkd.evaluation.bootstrap import bootstrap_metrics, paired_difference
-from medkd.evaluation.comparison import arrays, differences, levels, single_modality_pairs, summarise
+from medkd.evaluation.comparison import arrays, by_part, differences, levels, single_modality_pairs, summarise
 from medkd.evaluation.metrics import aggregate, classification_metrics
 from medkd.evaluation.scorers import SCALARS
 from medkd.evaluation.survival import aggregate_risks, bootstrap_c_index, c_index, paired_c_index_difference
@@ -159,6 +159,15 @@ def test_wins_and_losses_count_the_parts_in_which_a_method_is_ahead_or_behind(pr
     same = predictions[predictions["method"] == "CE only"]
     tied = differences(pd.concat([same, same.assign(method="KD")]), "teacher", level="roi", n_resamples=5)
     assert (tied["wins"] == 0).all() and (tied["losses"] == 0).all() and (tied["difference"] == 0).all()
+
+
+def test_values_of_the_parts_have_the_mean_and_sd_of_the_summary(predictions):
+    table = by_part(predictions, "auc_macro", "roi").set_index("method")
+    summary = summarise(predictions, n_resamples=5)
+    assert list(table.columns) == ["setting", 0, 1, 2] and list(table.index) == list(pd.unique(predictions["method"]))
+    for method, row in table.drop(columns="setting").iterrows():
+        known = row_of(summary, method=method, metric="auc_macro", level="roi")
+        assert [row.mean(), row.std()] == pytest.approx(known[["mean_over_parts", "sd_over_parts"]].tolist())
 
 
 def test_teacher_is_compared_with_both_modalities_where_asked(predictions):

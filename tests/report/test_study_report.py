@@ -108,6 +108,9 @@ def test_the_report_compares_conditions_over_seeds_and_marks_the_best(study):
     assert best["mark"] == "best" and best["balanced accuracy"] == pytest.approx(RIGHT["good GMCD"], abs=0.06)
     assert best["low"] < best["balanced accuracy"] < best["high"] and best["parts"] == 2
     assert pd.isna(table.loc["CE only", "mark"]) and table.loc["CE only", "minus the best"].startswith("-0.")
+    parts = pd.read_csv(study / "tables" / "study.own-by_part.csv", keep_default_na=False).set_index("method")
+    assert list(parts.columns) == ["setting", "0/0", "1/0"]
+    assert parts.loc["GMCD [low_rank_weight=0.1]", ["0/0", "1/0"]].mean() == pytest.approx(best["mean"])
     latex = (study / "tables" / "study.own-comparison_balanced_accuracy.tex").read_text()
     assert r"\toprule" in latex and r"\textbf{" in latex
     text = page.read_text()
