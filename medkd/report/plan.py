@@ -153,8 +153,8 @@ def assign(overrides: Mapping[str, Any], stages: Sequence[str]) -> dict[str, dic
     assigned: dict[str, dict[str, Any]] = {notebook: {} for notebook in stages}
     for given, value in overrides.items():
         if given not in known:
-            near = difflib.get_close_matches(given, sorted(known), n=1, cutoff=0.5)
-            hint = f'; did you mean "{near[0]}"?' if near else ""
+            near = difflib.get_close_matches(given, sorted(known), n=1)
+            hint = f'; did you mean "{near[0]}"?' if near else "."
             raise ParameterError(
                 f'unknown parameter "{given}"{hint} Write -p name=value for every stage that has it, or '
                 f"-p stage.name=value with stage one of {', '.join(classes)}"

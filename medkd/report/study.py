@@ -210,9 +210,9 @@ def read_record(folder: Path) -> dict[str, Any]:
         return json.loads((folder / "study.json").read_text())
     except FileNotFoundError:
         studies = sorted(path.parent.name for path in reports_dir().glob("*/study.json"))
+        known = f"there are {', '.join(studies)}" if studies else "there are none yet"
         raise DataError(
-            f"there is no study {folder.name} in {folder.parent}; known are {', '.join(studies) or 'none'}: run "
-            "`medkd batch` with a study file first"
+            f"there is no study {folder.name} in {folder.parent} ({known}); run `medkd batch` with its file first"
         ) from None
 
 

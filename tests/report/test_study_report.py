@@ -230,7 +230,7 @@ def test_ties_are_methods_whose_interval_to_the_best_holds_zero():
 
 
 def test_studies_that_are_not_there_or_not_finished_are_told(study):
-    with pytest.raises(DataError, match="there is no study nothing .*known are try"):
+    with pytest.raises(DataError, match="there is no study nothing .*there are try"):
         build_study_report("nothing")
     record = json.loads((study / "study.json").read_text())
     record["cells"] = record["cells"][-1:]
