@@ -180,7 +180,8 @@ def _table(path: Path) -> dict[str, Any]:
     """Header, the first rows as text, whether each column is numeric, and the number of rows in the file."""
     with path.open(encoding="utf-8", newline="") as file:
         header, *rows = list(csv.reader(file)) or [[]]
-    formats = [SIGNED.get(name, "") if "difference" in header else "" for name in header]
+    of_claims = SIGNED | dict.fromkeys(("mean", "SD"), "{:.3f}") if "difference" in header else {}
+    formats = [of_claims.get(name, "") for name in header]
     shown = [[_rounded(*cell) for cell in zip(row, formats, strict=True)] for row in rows[:MAX_ROWS]]
     header, shown = _with_intervals(header, shown)
     numeric = [all(_is_number(row[column]) or not row[column] for row in shown) for column in range(len(header))]
