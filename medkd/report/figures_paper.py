@@ -193,6 +193,7 @@ def _interval_bars(table: pd.DataFrame) -> Figure:
         ax.axvline(0, color="0.4", linewidth=0.8)
         label += f"\nminus that of {results.on_short_lines(table['minus'].iloc[0])}"
     ax.set_xlabel(label)
+    ax.locator_params(axis="x", nbins=4)  # small differences have long numbers
     return fig
 
 
