@@ -90,7 +90,7 @@ def tell_claims(
             f"{n_resamples} resamples), and over_parts is the mean of the differences within each fold, task and seed, "
             "with Student's interval."
         )
-        name = f"against_{re.sub(r'[^A-Za-z0-9.]+', '_', reference).strip('_')}"
+        name = f"against_{re.sub(r'[^A-Za-z0-9.]+', '_', reference).strip('_.')}"
         out.table(table, name, caption, formats=SIGNED, summary=True)
         first = table[table["metric"] == metrics[0]].assign(minus=reference)
         out.drawn("interval bars", first, f"bars_{name}", f"{caption} Metric: {metrics[0].replace('_', ' ')}.")

@@ -186,14 +186,15 @@ def _interval_bars(table: pd.DataFrame) -> Figure:
     named = (table["method"] + " " + setting).str.strip()
     labels = named.map(results.on_short_lines)
     n_lines = labels.str.count("\n").max() + 1
-    fig, ax = figure(wide=labels.str.len().max() > results.LINE // 2, n_rows=len(table) * n_lines)
+    wide = labels.str.len().max() > results.LINE // 2
+    fig, ax = figure(wide=wide, n_rows=len(table) * n_lines)
     results.interval_bars(table.rename(columns={"difference": "value"}).assign(method=named), ax)
     label = table["metric"].iloc[0].replace("_", " ")
     if "minus" in table:
         ax.axvline(0, color="0.4", linewidth=0.8)
         label += f"\nminus that of {results.on_short_lines(table['minus'].iloc[0])}"
     ax.set_xlabel(label)
-    ax.locator_params(axis="x", nbins=4)  # small differences have long numbers
+    ax.locator_params(axis="x", nbins=6 if wide else 4)  # small differences have long numbers
     return fig
 
 
