@@ -11,10 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student_t
 
 from medkd.errors import DataError, ParameterError
-from medkd.evaluation.bootstrap import intervals, paired_intervals
+from medkd.evaluation.bootstrap import half_interval_of_mean, intervals, paired_intervals
 from medkd.evaluation.metrics import LEVELS, Level, aggregate
 from medkd.evaluation.scorers import Scorer, classification_scorer, metric_names
 from medkd.evaluation.survival import aggregate_risks, survival_scorers
@@ -194,12 +193,8 @@ def differences(
 
 def _over_parts(values: np.ndarray) -> dict[str, np.ndarray]:
     """Mean of each row (one pair and metric) over its columns (parts) with its 95% interval; nan without two parts."""
-    table = pd.DataFrame(values).T  # its mean, SD and count leave out parts that lack a class
-    n = table.count()
-    half = student_t.ppf(0.975, n - 1) * table.std() / np.sqrt(n)
-    mean = table.mean()
-    bounds = {"over_parts": mean, "over_parts_low": mean - half, "over_parts_high": mean + half}
-    return {name: bound.to_numpy() for name, bound in bounds.items()}
+    mean, half = pd.DataFrame(values).mean(axis=1).to_numpy(), half_interval_of_mean(values.T)
+    return {"over_parts": mean, "over_parts_low": mean - half, "over_parts_high": mean + half}
 
 
 def single_modality_pairs(predictions: pd.DataFrame, teacher: str = "teacher") -> list[tuple[str, str]]:

@@ -14,14 +14,13 @@ from functools import lru_cache
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student_t
 from threadpoolctl import ThreadpoolController
 
 from medkd.data.cohort import Cohort
 from medkd.data.episodes import FewShotTask, draw_task
 from medkd.errors import DataError, ParameterError
 from medkd.evaluation.adaptation import STEPS, Adaptation, Labelled, label_numbers
-from medkd.evaluation.bootstrap import LEVEL
+from medkd.evaluation.bootstrap import half_interval_of_mean
 from medkd.evaluation.pseudo_labels import Classifier, label_tasks
 
 MAX_SHOTS = 20  # the paper's largest K
@@ -93,8 +92,7 @@ class EpisodeProbe:
         """
         with self._threads.limit(limits=1):
             values = np.array([self._scores(*episode, settings) for episode in self._episodes(k_shot, classifier)])
-        (accuracy, confidence), spread = values.mean(axis=0).T, values[..., 0].std(axis=0, ddof=1)
-        half = student_t.ppf((1 + LEVEL) / 2, len(values) - 1) * spread / np.sqrt(len(values))
+        (accuracy, confidence), half = values.mean(axis=0).T, half_interval_of_mean(values[..., 0])
         table = pd.DataFrame({"step": STEPS[1:], "K": k_shot, "accuracy": accuracy})
         table["low"], table["high"] = np.maximum(accuracy - half, 0), np.minimum(accuracy + half, 1)
         return table.assign(confidence=confidence, overconfidence=confidence - accuracy)

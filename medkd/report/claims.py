@@ -12,7 +12,7 @@ from medkd.data.cohort import Cohort
 from medkd.errors import ParameterError
 from medkd.evaluation.comparison import BASE, differences
 from medkd.report.artifacts import Artifacts
-from medkd.report.page import SIGNED
+from medkd.report.page import OF_DIFFERENCES
 
 COLUMNS = ("setting", "method", "metric", "n", "parts", "mean", "SD", "difference", "low", "high")
 COLUMNS += ("over_parts", "over_parts_low", "over_parts_high", "wins", "losses")
@@ -91,6 +91,6 @@ def tell_claims(
             "with Student's interval."
         )
         name = f"against_{re.sub(r'[^A-Za-z0-9.]+', '_', reference).strip('_.')}"
-        out.table(table, name, caption, formats=SIGNED, summary=True)
+        out.table(table, name, caption, formats=OF_DIFFERENCES, summary=True)
         first = table[table["metric"] == metrics[0]].assign(minus=reference)
         out.drawn("interval bars", first, f"bars_{name}", f"{caption} Metric: {metrics[0].replace('_', ' ')}.")

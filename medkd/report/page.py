@@ -30,8 +30,10 @@ __all__ = ["build_page", "export_html", "versions", "write_json"]
 MAX_ROWS = 60
 """Rows of a table that the page shows; the csv beside it has all."""
 
-SIGNED = dict.fromkeys(("difference", "low", "high", "over_parts", "over_parts_low", "over_parts_high"), "{:+.3f}")
-"""How the columns of a difference and its interval are displayed, on the page and in LaTeX."""
+OF_DIFFERENCES = dict.fromkeys(
+    ("difference", "low", "high", "over_parts", "over_parts_low", "over_parts_high"), "{:+.3f}"
+) | dict.fromkeys(("mean", "SD"), "{:.3f}")
+"""How the columns of a table of differences are displayed, on the page and in LaTeX."""
 
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "umap-learn", "papermill")
 
@@ -180,8 +182,7 @@ def _table(path: Path) -> dict[str, Any]:
     """Header, the first rows as text, whether each column is numeric, and the number of rows in the file."""
     with path.open(encoding="utf-8", newline="") as file:
         header, *rows = list(csv.reader(file)) or [[]]
-    of_claims = SIGNED | dict.fromkeys(("mean", "SD"), "{:.3f}") if "difference" in header else {}
-    formats = [of_claims.get(name, "") for name in header]
+    formats = [OF_DIFFERENCES.get(name, "") if "difference" in header else "" for name in header]
     shown = [[_rounded(*cell) for cell in zip(row, formats, strict=True)] for row in rows[:MAX_ROWS]]
     header, shown = _with_intervals(header, shown)
     numeric = [all(_is_number(row[column]) or not row[column] for row in shown) for column in range(len(header))]

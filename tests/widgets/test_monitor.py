@@ -18,11 +18,13 @@ def told(epoch, step, history=HISTORY):
 
 def test_title_and_bar_say_where_it_stands_and_how_long_it_takes():
     view = TrainingMonitor()
+    assert not view.stop.disabled
     view.update(told(3, 2))
     assert view.bar.value == pytest.approx(0.35)
     assert "student, fold 0</b>: epoch 4 of 10, step 2 of 4, about 11 s left" in view.title.value
+    assert not view.stop.disabled
     view.update(told(10, 0))
-    assert "finished in 6 s" in view.title.value
+    assert "finished in 6 s" in view.title.value and not view.stop.disabled
 
 
 def test_curves_are_sorted_into_panels_by_what_they_are():
