@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from medkd.deploy.runtime import ONNX, PROGRAM, RESEARCH_ONLY
+from medkd.evaluation.metrics import metric_words
 
 GMCD = (
     "Xing, Chen, Hou, Yuan. Gradient modulated contrastive distillation of low-rank multi-modal knowledge for disease "
@@ -141,7 +142,7 @@ def _metrics(record: Mapping[str, Any]) -> str:
 
 def _numbers(found: Mapping[str, Any], group: str) -> str:
     overall = [
-        {"metric": row["metric"].replace("_", " "), "value": _interval(row, "value", "")} for row in found["overall"]
+        {"metric": metric_words(row["metric"]), "value": _interval(row, "value", "")} for row in found["overall"]
     ]
     per_class = [
         {

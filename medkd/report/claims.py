@@ -11,6 +11,7 @@ import pandas as pd
 from medkd.data.cohort import Cohort
 from medkd.errors import ParameterError
 from medkd.evaluation.comparison import BASE, differences
+from medkd.evaluation.metrics import metric_words
 from medkd.report.artifacts import Artifacts
 from medkd.report.page import OF_DIFFERENCES
 
@@ -93,4 +94,4 @@ def tell_claims(
         name = f"against_{re.sub(r'[^A-Za-z0-9.]+', '_', reference).strip('_.')}"
         out.table(table, name, caption, formats=OF_DIFFERENCES, summary=True)
         first = table[table["metric"] == metrics[0]].assign(minus=reference)
-        out.drawn("interval bars", first, f"bars_{name}", f"{caption} Metric: {metrics[0].replace('_', ' ')}.")
+        out.drawn("interval bars", first, f"bars_{name}", f"{caption} Metric: {metric_words(metrics[0])}.")

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from medkd.errors import DataError, ParameterError
+from medkd.evaluation.metrics import metric_words
 from medkd.report import figures_results as results
 from medkd.report.style import COLUMN_WIDTH, FONT_POINTS, PAGE_WIDTH, figure, use_style
 
@@ -189,7 +190,7 @@ def _interval_bars(table: pd.DataFrame) -> Figure:
     wide = labels.str.len().max() > results.LINE // 2
     fig, ax = figure(wide=wide, n_rows=len(table) * n_lines)
     results.interval_bars(table.rename(columns={"difference": "value"}).assign(method=named), ax)
-    label = table["metric"].iloc[0].replace("_", " ")
+    label = metric_words(table["metric"].iloc[0])
     if "minus" in table:
         ax.axvline(0, color="0.4", linewidth=0.8)
         label += f"\nminus that of {results.on_short_lines(table['minus'].iloc[0])}"

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from medkd.errors import DataError, ParameterError
+from medkd.evaluation.metrics import metric_words
 from medkd.report.figures import annotated
 from medkd.report.style import FONT_POINTS, METHOD_COLOURS, PALETTE, method_colour
 
@@ -58,7 +59,7 @@ def method_curves(history: pd.DataFrame, column: str, ax: Axes) -> Axes:
     styles = line_styles({str(name): method_colour(str(name)) for name in pd.unique(history["method"])})
     for method, runs in history.dropna(subset=[column]).groupby("method", sort=False):
         _mean_and_band(runs, column, ax, label=str(method), **styles[str(method)])
-    ax.set_ylabel(column.replace("_", " "))
+    ax.set_ylabel(metric_words(column))
     return ax
 
 

@@ -12,6 +12,7 @@ import torch
 from medkd.data.cohort import Cohort
 from medkd.data.folds import n_folds_of, split_rows
 from medkd.data.views import Augment
+from medkd.evaluation.metrics import metric_words
 from medkd.stages.store import Run
 
 
@@ -112,10 +113,10 @@ def method_comparison(summary: pd.DataFrame, differences: pd.DataFrame) -> pd.Da
         row = {"method": method}
         for metric in pd.unique(paired["metric"]):
             mine = summary[(summary["method"] == method) & (summary["metric"] == metric) & (summary["level"] == level)]
-            row[metric.replace("_", " ")] = _with_interval(mine["value"], mine)
+            row[metric_words(metric)] = _with_interval(mine["value"], mine)
             gain = paired[(paired["method"] == method) & (paired["metric"] == metric)]
-            row[f"minus {base} ({metric.replace('_', ' ')})"] = _with_interval(gain["difference"], gain, signed=True)
-            row[f"wins ({metric.replace('_', ' ')})"] = (
+            row[f"minus {base} ({metric_words(metric)})"] = _with_interval(gain["difference"], gain, signed=True)
+            row[f"wins ({metric_words(metric)})"] = (
                 f"{gain['wins'].iloc[0]} of {gain['n_parts'].iloc[0]}" if len(gain) else ""
             )
         rows.append(row)

@@ -170,7 +170,7 @@ def comparison_table(
 ) -> pd.DataFrame:
     """The comparison as the journal prints it: one row a K and method, mean (SD) over tasks, in %.
 
-    Columns: setting, method, accuracy, one of each class, Avg (their mean), macro-F1, macro AUC, and Avg minus the
+    Columns: setting, method, accuracy, one of each class, Avg (their mean), macro F1, macro AUC, and Avg minus the
     reference's in points with its paired 95% interval; the last is over all tasks together.
 
     Args:
@@ -181,7 +181,7 @@ def comparison_table(
     """
     image = summary[summary["level"] == "image"]
     columns = {"accuracy": "accuracy"} | {f"recall_{i}": name for i, name in enumerate(classes)}
-    columns |= {"balanced_accuracy": "Avg", "f1_macro": "macro-F1", "auc_macro": "macro AUC"}
+    columns |= {"balanced_accuracy": "Avg", "f1_macro": "macro F1", "auc_macro": "macro AUC"}
     rows = []
     settings = list(dict.fromkeys(image["setting"]))
     groups = image.groupby(["setting", "method"], sort=False)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from medkd.evaluation.metrics import metric_words
 from medkd.stages.store import Run
 
 
@@ -76,7 +77,7 @@ def comparison_table(summary: pd.DataFrame, against_best: pd.DataFrame, best: st
         rows.append(
             {
                 "method": row.method,
-                metric.replace("_", " "): row.value,
+                metric_words(metric): row.value,
                 "low": row.low,
                 "high": row.high,
                 "mean": row.mean_over_parts,

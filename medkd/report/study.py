@@ -14,6 +14,7 @@ from medkd.data.registry import load_cohort
 from medkd.errors import DataError
 from medkd.evaluation import curves
 from medkd.evaluation.comparison import by_part, differences, is_survival, summarise
+from medkd.evaluation.metrics import metric_words
 from medkd.files import write_json
 from medkd.paths import reports_dir, runs_dir
 from medkd.report.artifacts import Artifacts
@@ -77,7 +78,7 @@ def _compare(
     metrics = ("c_index",) if survival else METRICS
     told = {"metrics": metrics[:2], "level": level, "cohort": cohort, "out": out, "n_resamples": n_resamples}
     tell_claims(predictions, summary, references, **told)
-    caption = f"{cohort.title}: {metrics[0].replace('_', ' ')}, level {level}, in each part (seed, fold or task)."
+    caption = f"{cohort.title}: {metric_words(metrics[0])}, level {level}, in each part (seed, fold or task)."
     parts = by_part(predictions, metrics[0], level)
     out.table(parts.rename(columns=lambda name: name.lstrip("/")), "by_part", caption)
     for setting, rows in predictions.groupby("setting", sort=False):
@@ -102,7 +103,7 @@ def _compare_metric(
     against = differences(predictions, best, metrics=(metric,), level=level, extra_pairs=pairs, n_resamples=n_resamples)
     table = comparison_table(summary, against[against["minus"] == best], best, metric)
     name = "_".join(filter(None, (metric, setting.replace(" ", "").replace("=", ""))))
-    shown = metric.replace("_", " ")
+    shown = metric_words(metric)
     on = f"on the test data{f', {setting}' if setting else ''}, level {level}, with 95% intervals"
     caption = (
         f"{cohort.title}: {shown} {on} (bootstrap over {cohort.group}s), mean and SD over folds, tasks and seeds. "

@@ -77,7 +77,8 @@ def teacher_run(context: Context, kind: str, fold: int) -> Run:
     unused = set() if kind == "both" else {"fusion", *TeacherRecipe.__dataclass_fields__} - {"l1"}
     config = {name: value for name, value in context.params.config().items() if name not in unused}
     config |= {"inputs": kind, "fold": fold}
-    title = f"{'teacher' if kind == 'both' else kind + ' only'}, fold {fold}"
+    names = {"both": "teacher", "main": f"{context.cohort.main} only", "second": f"{context.cohort.second} only"}
+    title = f"{names[kind]}, fold {fold}"
     unit = Unit(context.params.stage, VERSION, config, context.cohort.fingerprint, title=title)
     return load_or_make(unit, lambda folder: _train(context, kind, fold, folder, title))
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from medkd.errors import DataError, ParameterError
-from medkd.evaluation.metrics import aggregate, calibration_table, classification_metrics
+from medkd.evaluation.metrics import aggregate, calibration_table, classification_metrics, metric_words
 
 ORACLE = Path(__file__).parents[1] / "oracles" / "grading_metrics.npz"
 
@@ -134,3 +134,18 @@ def test_names_a_missing_column_a_missing_patient_and_an_unknown_level(patches):
         aggregate(patches.assign(patient=[None, "a", "a", "b", "a"]), "patient")
     with pytest.raises(ParameterError, match="'slide'"):
         aggregate(patches, "slide")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("balanced_accuracy", "balanced accuracy"),
+        ("auc_macro", "macro AUC"),
+        ("val_auc_macro", "val macro AUC"),
+        ("val_c_index", "val C-index"),
+        ("recall_0", "recall 0"),
+        ("loss", "loss"),
+    ],
+)
+def test_metrics_are_called_as_papers_write_them(name, words):
+    assert metric_words(name) == words

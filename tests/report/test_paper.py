@@ -160,7 +160,7 @@ def test_learning_curves_have_a_panel_a_column_and_a_band_over_parts(tmp_path):
     table = table_of("learning curves").assign(val_auc_macro=0.5)
     fig = drawn("learning curves", table, tmp_path)
     loss, score = fig.axes
-    assert [ax.get_ylabel() for ax in fig.axes] == ["ce", "val auc macro"]
+    assert [ax.get_ylabel() for ax in fig.axes] == ["ce", "val macro AUC"]
     assert loss.lines[1].get_ydata().tolist() == [3, 1.5] and len(loss.collections) == 3
     assert [line.get_color() for line in score.lines] == [method_colour(method) for method in METHODS]
     assert legend_texts(fig) == list(METHODS)

@@ -51,6 +51,13 @@ def test_teacher_runs_are_found_again_and_cover_the_validation_split(teacher):
     assert len(run.table("history")) == 2
     assert {"nll", "mean_teacher", "low_rank", "l1"} <= set(run.table("history"))
     assert len(run.table("validation")) == len(run.tensors("features")["validation"])
+    second = cohort_of(
+        teacher.dataset, teacher.root
+    ).second  # what the tables of stage 07 call the network, learning curves call it too
+    assert {kind: run.title for (kind, _), run in made.items()} == {
+        "both": "teacher, fold 0",
+        "second": f"{second} only, fold 0",
+    }
 
 
 def test_a_network_of_one_modality_is_not_trained_again_for_what_only_the_teacher_uses(teacher):
