@@ -30,11 +30,11 @@ def is_main() -> bool:
 
 
 def join() -> None:
-    """Connect the processes that torchrun started; NCCL between GPUs, gloo between processors."""
+    """Connect the processes that torchrun started; NCCL for what lies on GPUs, gloo for what lies in main memory."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
 
 
 def leave() -> None:

@@ -143,10 +143,23 @@ def _restore(
         index, _, entry = name.partition(".")
         state.setdefault(int(index), {})[entry] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    _lay_out_like_weights(optimizer)
     generator.set_state(tensors["generator"])
     torch.set_rng_state(tensors["torch_rng"])
     if "cuda_rng" in tensors and step.device.type == "cuda":
         torch.cuda.set_rng_state(tensors["cuda_rng"], step.device)
+
+
+def _lay_out_like_weights(optimizer: torch.optim.Optimizer) -> None:
+    """Give the state the memory layout of its weights, which files forget.
+
+    Fused kernels go through raw memory: on a processor they would apply the momentum of channels-last weights to the
+    wrong elements and say nothing, on a GPU they refuse.
+    """
+    for weight, entry in optimizer.state.items():
+        for name, value in entry.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
+                entry[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from medkd.errors import TrainingError
+from medkd.models.device import to_device
 from medkd.training import checkpoint
 from medkd.training.loop import fit, linear_decay
 from medkd.training.progress import listening
@@ -55,8 +56,12 @@ class QueueStep:
         return {"score": float(self.modules.queue.sum())}
 
 
-def train(step, folder, **changes):
-    optimizer = torch.optim.Adam(step.modules.parameters(), lr=0.05)
+def adam(weights):
+    return torch.optim.Adam(weights, lr=0.05)
+
+
+def train(step, folder, optimizer=adam, **changes):
+    optimizer = optimizer(step.modules.parameters())
     options = {"epochs": EPOCHS, "batch_size": 3, "schedule": linear_decay, "seed": 1, "title": "line"}
     return fit(step, torch.arange(13), optimizer, folder=folder, select="score", **(options | changes))
 
@@ -88,6 +93,40 @@ def test_a_stop_at_any_step_is_resumed_bit_for_bit_and_repeats_nothing(tmp_path,
     assert_equal_runs(history, resumed, whole)
     assert resumed.n == STEPS * EPOCHS - at
     assert names_in(tmp_path) == []
+
+
+class ConvolutionStep(QueueStep):
+    """A convolution whose weights are channels-last, as those of every encoder are."""
+
+    def __init__(self, at=None, act=None):
+        super().__init__(at, act)
+        network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 1))
+        self.modules = to_device(network, self.device)
+        self.modules.register_buffer("queue", torch.zeros(5))
+
+    def loss(self, rows, progress):
+        images = torch.linspace(-9, 9, 13 * 48).sin().view(13, 3, 4, 4)[rows]
+        return F.mse_loss(self.modules(images).squeeze(1), rows.float()), {}
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda weights: torch.optim.SGD(weights, lr=0.001, momentum=0.9, fused=True),
+        lambda weights: torch.optim.Adam(weights, lr=0.05, fused=True),
+    ],
+    ids=["sgd", "adam"],
+)
+def test_fused_steps_of_channels_last_weights_are_resumed_bit_for_bit(tmp_path, optimizer):
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+    step = ConvolutionStep()
+    whole = train(step, tmp_path / "whole", optimizer), step.modules.state_dict()
+    with pytest.raises(Stopped):
+        train(ConvolutionStep(5, request_stop), tmp_path / "parts", optimizer)
+    resumed = ConvolutionStep()
+    assert_equal_runs(train(resumed, tmp_path / "parts", optimizer), resumed, whole)
+    assert resumed.n == STEPS * EPOCHS - 5
 
 
 @pytest.mark.parametrize("number, error", [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
