@@ -90,6 +90,7 @@ class ContrastiveDistillation(nn.Module):
         n_positives: int = 1,
         selection: Selection | None = None,
         n_selected: int = 20,
+        repeats: Tensor | None = None,
         progress: float = 0.0,
     ) -> Tensor:
         """Loss of one batch; afterwards both banks hold the batch's embeddings.
@@ -104,6 +105,8 @@ class ContrastiveDistillation(nn.Module):
                 (teacher cosine minus student cosine to the bank's embedding), "mid" draws among ranks 30 to 99,
                 "random" among all, "curriculum" in windows of 50 ranks, easy to hard; clipped where P is small.
             n_selected: positives kept, the anchor among them (at most P are).
+            repeats: candidates beside the anchor that are kept last, shape (b, P - 1), bool; by default those that are
+                the anchor again, see `medkd.losses.contrast_sampler.repeats_of`.
             progress: share of training done, in [0, 1); moves "curriculum" through its windows.
 
         Returns:
@@ -128,7 +131,8 @@ class ContrastiveDistillation(nn.Module):
             else:
                 with torch.no_grad():
                     discrepancy = self._discrepancy(embedded_student, embedded_teacher, candidates)
-                repeats = candidates[:, 1:] == rows[:, None]
+                if repeats is None:
+                    repeats = candidates[:, 1:] == rows[:, None]
                 columns = self._select(discrepancy, repeats, selection, n_selected, progress)
             kept = torch.cat([candidates.gather(1, columns), contrast_rows[:, n_positives:]], dim=1)
             loss = self._side("student", _products(embedded_student, self.bank_teacher, kept), columns.shape[1])
@@ -176,7 +180,7 @@ class ContrastiveDistillation(nn.Module):
         self, discrepancy: Tensor, repeats: Tensor, selection: Selection, n_selected: int, progress: float
     ) -> Tensor:
         """Columns to keep: 0 (the anchor), then others by rank of discrepancy, shape (b, n_kept)."""
-        # columns that repeat the anchor's row rank last: they are kept only where a class has nothing else
+        # columns that repeat a row rank last: they are kept only where a class has too few rows
         order = discrepancy[:, 1:].masked_fill(repeats, -torch.inf).argsort(dim=1, descending=True, stable=True) + 1
         n_columns = order.shape[1]
         n_drawn = min(n_selected - 1, n_columns)
@@ -248,50 +252,3 @@ def _gathered(embedded: Tensor, bank: Tensor, index: Tensor, *, unit: bool = Fal
         length = torch.linalg.vector_norm(rows, dim=2).clamp(min=1e-12) if unit else 1
         found.append(torch.einsum("bd,bmd->bm", some, rows) / length)
     return torch.cat(found)
-
-
-class ContrastSampler:
-    """Draws the rows that each anchor is contrasted with, without a loop over the batch.
-
-    Args:
-        labels: class of every bank row, shape (n,); draws happen on its device.
-        n_positives: P, the anchor among them; the others are distinct while the class has enough rows, else its rows
-            are repeated in turn (in a class of one, the anchor).
-        n_negatives: K, drawn with replacement.
-        exact: the anchor is the only positive (P = 1) and negatives come from all other rows, as CRD has it.
-
-    Raises:
-        ParameterError: if a count is unusable. MedkdError: if there are no rows to contrast with.
-    """
-
-    def __init__(self, labels: Tensor, *, n_positives: int, n_negatives: int, exact: bool = False) -> None:
-        if n_positives < 1 or n_negatives < 1 or (exact and n_positives > 1):
-            got = f"n_positives={n_positives}, n_negatives={n_negatives}, exact={exact}"
-            raise ParameterError(f"sampling needs a positive (only one if exact) and a negative or more; got {got}")
-        classes, self.label, self.count = labels.unique(return_inverse=True, return_counts=True)
-        if len(labels) < 2 or (len(classes) < 2 and not exact):
-            raise MedkdError(
-                f"contrast needs rows of two classes, got {len(labels)} rows of {len(classes)}; add classes"
-            )
-        self.n_positives, self.n_negatives, self.exact = n_positives, n_negatives, exact
-        self.order = self.label.argsort(stable=True)  # rows, class after class
-        self.place = self.order.argsort()  # where in `order` a row stands
-        self.start = self.count.cumsum(0) - self.count
-        self.width = max(int(self.count.max()), n_positives)
-
-    def __call__(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """Rows to contrast with, shape (b, P + K): the anchors `rows` (b,), other positives, negatives."""
-        place, label = self.place[rows, None], self.label[rows]
-        start, count = self.start[label, None], self.count[label, None]  # (b, 1)
-        others = count - 1
-        keys = torch.rand(len(rows), self.width, generator=generator, device=generator.device).to(place.device)
-        column = torch.arange(self.width, device=place.device)
-        shuffled = keys.masked_fill_(column >= others, 2).topk(self.n_positives - 1, largest=False).indices
-        chosen = start + shuffled.gather(1, column[: self.n_positives - 1] % others.clamp(min=1))
-        chosen = torch.where(others > 0, chosen + (chosen >= place), place)  # step over the anchor
-        first, n_excluded = (place, torch.ones_like(count)) if self.exact else (start, count)
-        shape = (len(rows), self.n_negatives)
-        drawn = torch.randint(2**62, shape, generator=generator, device=generator.device).to(place.device)
-        drawn = drawn % (len(self.order) - n_excluded)  # the bias of the remainder is below 1e-12
-        drawn = torch.where(drawn >= first, drawn + n_excluded, drawn)  # step over the anchor or its class
-        return self.order[torch.cat([place, chosen, drawn], dim=1)]

@@ -32,6 +32,7 @@ from medkd.training.loop import fit, linear_decay
 from medkd.training.recipe import GMCD_TERMS, METHODS, Recipe
 
 VERSION = 2
+GMCD_VERSION = 3
 N_ANCHORS, N_SHOWN = 2, 4  # anchors a class and candidates at each end, in the picture of DSCD's positives
 
 METHOD_FIELDS = {name: {"n_negatives"} if name == "crd" else set() for name in ("ce", *BASELINES)} | {
@@ -109,10 +110,14 @@ def student_run(context: Context, method: str, fold: int) -> Run:
     upstream: list[Run] = []
     taught_in: Context | None = None
     if name != "ce":
-        if params.teacher_runs and method not in ABLATIONS:
+        other_teacher = ABLATIONS.get(method, {}).get("teacher", {})
+        if params.teacher_runs:
             run, taught_in = given_teacher(params.teacher_runs[min(fold, len(params.teacher_runs) - 1)], context, fold)
+            if other_teacher:  # one that was trained as the given one was, but for what the ablation takes away
+                taught_in = dataclasses.replace(taught_in, params=taught_in.params.model_copy(update=other_teacher))
         else:
             taught_in = Context.of(params.of("teacher"))
+        if other_teacher or not params.teacher_runs:
             run = teacher_run(taught_in, "both", fold)
         upstream = [run]
     own = {field for field in type(params).model_fields if field not in OptimiserParams.model_fields}
@@ -120,7 +125,12 @@ def student_run(context: Context, method: str, fold: int) -> Run:
     config = {field: value for field, value in params.config().items() if field not in unread}
     title = f"student {METHOD_NAMES[method]}, fold {fold}"
     unit = Unit(
-        params.stage, VERSION, config | {"method": name, "fold": fold}, context.cohort.fingerprint, upstream, title
+        params.stage,
+        GMCD_VERSION if name == "gmcd" else VERSION,
+        config | {"method": name, "fold": fold},
+        context.cohort.fingerprint,
+        upstream,
+        title,
     )
     return load_or_make(unit, lambda folder: _train(context, name, fold, upstream, taught_in, folder, title))
 

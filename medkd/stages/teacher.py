@@ -95,7 +95,8 @@ def given_teacher(key: str, context: Context, fold: int) -> tuple[Run, Context]:
         The run, and the context that its network is built in.
 
     Raises:
-        DataError: there is no such run, or it was trained on another cohort, fold or split, or on one modality only.
+        DataError: there is no such run, or it was trained on another cohort, fold or split, on images of another size
+            or features of another encoder, or on one modality only.
     """
     found = finished_runs(TeacherParams.stage, key)
     if len(found) != 1:
@@ -119,6 +120,14 @@ def given_teacher(key: str, context: Context, fold: int) -> tuple[Run, Context]:
         raise DataError(
             f"teacher run {run.key} belongs to {'; '.join(differs)}, so it may have seen test samples of this student; "
             "name the run of the same fold and split"
+        )
+    seen = ("image_size", "frozen")
+    seen += ("encoder", "width", "weights") if own["frozen"] else ()
+    differs = [f"{name} = {run.config[name]}, not {own[name]}" for name in seen if run.config[name] != own[name]]
+    if differs:
+        raise DataError(
+            f"teacher run {run.key} was trained with {'; '.join(differs)}, so it cannot read what this student "
+            "is shown; name a run of the same settings"
         )
     settings = {name: value for name, value in run.config.items() if name in TeacherParams.model_fields}
     places = {name: getattr(context.params, name) for name in ("root", "device", "split_file", "weights")}

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from medkd.losses import distillation
-from medkd.losses.memory import ContrastiveDistillation, ContrastSampler
+from medkd.losses.contrast_sampler import ContrastSampler
+from medkd.losses.memory import ContrastiveDistillation
 from medkd.models.teacher import Output, TeacherOutput
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from medkd.evaluation.predict import predict
-from medkd.losses.memory import ContrastiveDistillation, ContrastSampler
+from medkd.losses.contrast_sampler import ContrastSampler, repeats_of
+from medkd.losses.memory import ContrastiveDistillation
 from medkd.losses.modulation import GradientModulation
 from medkd.models.device import autocast
 from medkd.models.maps import MapTap
@@ -21,6 +22,9 @@ from medkd.training.baselines import BASELINES, Batch, build_baseline
 from medkd.training.inputs import Modality
 from medkd.training.recipe import GMCD_TERMS, Recipe
 from medkd.training.tasks import Task
+
+SOFT_SCALE = 4.0
+"""What the MICCAI version multiplies its weights by, the row sums of the cosines."""
 
 
 class DistillationStep:
@@ -98,6 +102,7 @@ class DistillationStep:
             threshold = recipe.modulation_threshold if recipe.modulation == "threshold" else None
             self.modulation = GradientModulation(momentum=recipe.modulation_momentum, threshold=threshold)
             self.modules["modulation"] = self.modulation.to(self.device)
+        self.modulation_scale = SOFT_SCALE if recipe.modulation == "soft" else 1.0
         if known is None:  # no classes: the anchor is its own only positive
             known, self.n_positives, exact = torch.zeros(len(train_rows), dtype=torch.long, device=self.device), 1, True
         else:
@@ -173,14 +178,15 @@ class DistillationStep:
             terms["kd_momentum"] = self.recipe.kd_weight * self.task.match(logits, own.logits, self.recipe.temperature)
             targets["momentum"] = own.features
         candidates = self.sampler(slots, self.generator)
+        pick = self.pick | {"repeats": repeats_of(candidates[:, : self.n_positives]), "progress": progress}
         for name, target in targets.items():
-            contrast = self.contrast[name](features, target.float(), slots, candidates, progress=progress, **self.pick)
+            contrast = self.contrast[name](features, target.float(), slots, candidates, **pick)
             terms[f"contrast_{name}"] = self.recipe.contrast_weight * contrast
         losses = [terms[name] for name in self.terms]
         weights = (
             torch.ones(len(losses), device=self.device)
             if self.modulation is None
-            else self.modulation(losses, terms["ce"], features)
+            else self.modulation_scale * self.modulation(losses, terms["ce"], features)
         )
         total = terms["ce"] + sum(weight * loss for weight, loss in zip(weights, losses, strict=True))
         return total, terms | {f"weight_{name}": weight for name, weight in zip(self.terms, weights, strict=True)}

@@ -6,7 +6,8 @@ from torch.nn import functional as F
 
 from medkd.errors import MedkdError, ParameterError
 from medkd.losses import memory
-from medkd.losses.memory import ContrastiveDistillation, ContrastSampler
+from medkd.losses.contrast_sampler import ContrastSampler, repeats_of
+from medkd.losses.memory import ContrastiveDistillation
 
 B, P, K, N = 4, 6, 9, 40
 
@@ -122,6 +123,18 @@ def test_hard_selection_keeps_the_anchor_once_and_the_largest_discrepancies_of_t
     for i, columns in enumerate(crd.last_selected.tolist()):
         others = [j for j in range(1, P) if rows[i, j] != i]
         assert columns == [0, *sorted(others, key=lambda j: -gap[i, j])[:3]]
+
+
+@pytest.mark.parametrize("selection", ["hard", "mid", "random", "curriculum"])
+def test_a_small_class_is_kept_whole_before_any_of_its_rows_twice(selection):
+    labels = torch.tensor([0] * 6 + [1] * (N - 6))
+    sampler = ContrastSampler(labels, n_positives=12, n_negatives=4)
+    rows = sampler(torch.arange(4), torch.Generator().manual_seed(0))
+    crd = module()
+    pick = {"n_positives": 12, "selection": selection, "n_selected": 6, "repeats": repeats_of(rows[:, :12])}
+    crd(features(), features(1), torch.arange(4), rows, **pick)
+    kept = rows.gather(1, crd.last_selected)
+    assert kept.sort(dim=1).values.tolist() == [list(range(6))] * 4
 
 
 def test_selected_positives_enter_the_loss_as_if_they_were_all():

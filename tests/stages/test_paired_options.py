@@ -15,6 +15,7 @@ from medkd.stages import DistillationParams, EvaluationParams, TeacherParams, ev
 from medkd.stages.context import Context, cohort_of
 from medkd.stages.distillation import ABLATIONS
 from medkd.stages.paired import split_of, trained_network
+from medkd.stages.store import finished_runs
 
 pytestmark = pytest.mark.slow
 PAIRED = {"image_size": 16, "width": 0.125, "n_folds": 3, "folds": 1, "device": "cpu"}
@@ -132,8 +133,19 @@ def test_a_given_teacher_must_be_of_the_same_cohort_and_fold(home):
         train_students(students(methods=["kd"], teacher_runs=[both["second", 0].key]))
     with pytest.raises(DataError, match="was trained on another cohort"):
         train_students(students(methods=["kd"], dataset="phantom-paired-skin", teacher_runs=[first.key]))
+    with pytest.raises(DataError, match="was trained with image_size = 16, not 24, so it cannot read"):
+        train_students(students(methods=["kd"], teacher_runs=[first.key], image_size=24))
     with pytest.raises(DataError, match="0 finished runs of 02_teacher_training have a key that starts with 'none'"):
         train_students(students(methods=["kd"], teacher_runs=["none"]))
+
+
+def test_ablations_have_the_given_teacher_or_one_that_differs_from_it_in_what_they_take_away(home):
+    given = train_teachers(TeacherParams(**PAIRED, **TINY, mu=2e-3), inputs=("both",))["both", 0]
+    runs = train_students(students(methods=[], ablations=["no GKM", "no M3LR"], teacher_runs=[given.key]))
+    assert runs["no GKM", 0].upstream == (given.key,)
+    (other,) = finished_runs("02_teacher_training", runs["no M3LR", 0].upstream[0])
+    differs = {name for name, value in other.config.items() if value != given.config[name]}
+    assert differs == {"low_rank_weight"}
 
 
 def test_weights_of_another_vector_length_are_refused_in_one_sentence(home):

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from medkd import parallel
 from medkd.cli import app
-from medkd.losses.memory import ContrastiveDistillation, ContrastSampler
+from medkd.losses.contrast_sampler import ContrastSampler
+from medkd.losses.memory import ContrastiveDistillation
 from medkd.models.momentum import MoCo
 from medkd.training.loop import fit, linear_decay
 from medkd.training.stop import Stopped, request_stop

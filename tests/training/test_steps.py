@@ -160,6 +160,13 @@ def test_map_methods_compare_the_student_with_the_image_branch_of_the_teacher(da
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
+def test_soft_modulation_is_four_times_the_row_sums_of_the_cosines(data):
+    step = student_step(data, "gmcd", modulation="soft")
+    _, terms = step.loss(torch.arange(8), 0.0)
+    weights = torch.stack([value for name, value in terms.items() if name.startswith("weight_")])
+    torch.testing.assert_close(weights, 4 * step.modulation.last_cosine.sum(dim=1)[:-1])
+
+
 def test_without_modulation_every_term_counts_once_and_a_single_teacher_leaves_two(data):
     loss, terms = student_step(data, "gmcd", modulation="none").loss(torch.arange(8), 0.0)
     assert loss.item() == pytest.approx(terms["ce"].item() + sum(terms[name].item() for name in GMCD_TERMS), rel=1e-5)
