@@ -1,8 +1,9 @@
 """Methods side by side: metrics with intervals at every level, and paired differences on the same samples.
 
 Both functions take the prediction tables of either task: those with columns time, event and risk are survival
-predictions (C-index), all others classifications. Predictions of several folds or tasks are pooled, and a patient whom
-several folds tested is one cluster of the bootstrap: all rows of the patient are drawn together.
+predictions (C-index), all others classifications. Predictions of several folds or tasks are pooled, but for what
+compares scores with scores (AUC, average precision, C-index), and a patient whom several folds tested is one cluster of
+the bootstrap: all rows of the patient are drawn together.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from medkd.errors import DataError, ParameterError
-from medkd.evaluation.bootstrap import half_interval_of_mean, intervals, paired_intervals
+from medkd.evaluation.bootstrap import DECIMALS, half_interval_of_mean, intervals, paired_intervals
 from medkd.evaluation.metrics import LEVELS, Level, aggregate
 from medkd.evaluation.scorers import Scorer, classification_scorer, metric_names
 from medkd.evaluation.survival import aggregate_risks, survival_scorers
@@ -54,9 +55,10 @@ def summarise(predictions: pd.DataFrame, *, n_resamples: int = 2000, seed: int =
     Returns:
         Columns setting, method, level, metric, value, low, high (95% interval over all parts together),
         mean_over_parts, sd_over_parts, n_parts, n (samples of this level). Metrics are all of
-        `classification_metrics`, those of class i as f1_<i> and recall_<i>; of survival c_index, where only pairs of
-        samples within a part count. Classes without samples are nan, and left out of the mean and SD where only some
-        parts lack them.
+        `classification_metrics`, those of class i as f1_<i> and recall_<i>; of survival c_index. AUC and average
+        precision are means over parts, and in the C-index only pairs within a part count: scores of two networks have
+        no common scale. All others pool the parts' samples. Classes without samples are nan, and left out of the mean
+        and SD where only some parts lack them.
 
     Raises:
         DataError: if a column or a name is missing, or samples of one group differ in what is predicted.
@@ -177,13 +179,15 @@ def differences(
                 scorers, len(frame), frame["patient"].to_numpy(), pairs, n_resamples=n_resamples, seed=seed
             )
             parts = {method: scorer(_indicators(frame["part"])) for method, scorer in scorers.items()}
-            ahead = [parts[row.method][row.metric] - parts[row.minus][row.metric] for row in table.itertuples()]
+            ahead = np.array(
+                [parts[row.method][row.metric] - parts[row.minus][row.metric] for row in table.itertuples()]
+            ).round(DECIMALS)
             table = table.assign(
                 setting=setting,
                 level=each_level,
-                **_over_parts(np.array(ahead)),
-                wins=[int((each > 0).sum()) for each in ahead],
-                losses=[int((each < 0).sum()) for each in ahead],
+                **_over_parts(ahead),
+                wins=(ahead > 0).sum(axis=1),
+                losses=(ahead < 0).sum(axis=1),
                 n_parts=frame["part"].nunique(),
                 n=len(frame),
             )
@@ -223,9 +227,10 @@ def _scorers(frames: dict[str, pd.DataFrame], metrics: Sequence[str] | None = No
         risks = {method: frame["risk"].to_numpy() for method, frame in frames.items()}
         return survival_scorers(times, events, risks, parts)
     found = {method: arrays(frame) for method, frame in frames.items()}
+    parts = first["part"].to_numpy()
     if metrics is None:
         metrics = metric_names(found[next(iter(found))][1].shape[1], ("f1", "recall"))
-    return {method: classification_scorer(*both, metrics) for method, both in found.items()}
+    return {method: classification_scorer(*both, metrics, parts) for method, both in found.items()}
 
 
 def _indicators(parts: pd.Series) -> np.ndarray:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from medkd.errors import ParameterError
 from medkd.evaluation.metrics import N_BINS, check_predictions
@@ -34,13 +35,20 @@ def metric_names(n_classes: int, per_class: Sequence[str] = ("f1",)) -> list[str
     return [*SCALARS, *(f"{kind}_{c}" for kind in per_class for c in range(n_classes))]
 
 
-def classification_scorer(labels: np.ndarray, probabilities: np.ndarray, names: Sequence[str] | None = None) -> Scorer:
+def classification_scorer(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    names: Sequence[str] | None = None,
+    parts: np.ndarray | None = None,
+) -> Scorer:
     """The metrics of `classification_metrics` as functions of sample weights; scores are sorted once, here.
 
     Args:
         labels: class index of each sample, shape (n,), int.
         probabilities: shape (n, n_classes), rows sum to 1.
         names: out of `metric_names`; default every scalar metric and the F1 of each class.
+        parts: fold or task of each sample, shape (n,), each judged by a network of its own. AUC and average precision
+            are then means over parts, because scores of two networks have no common scale; all others pool the samples.
 
     Returns:
         A function of weights (n, n_resamples), >= 0, that gives the values (n_resamples,) of each name. A weight of 2
@@ -58,19 +66,38 @@ def classification_scorer(labels: np.ndarray, probabilities: np.ndarray, names: 
             f'no bootstrap of "{unknown[0]}" with {n_classes} classes; known: {", ".join(SCALARS)}, and f1_<i> and '
             "recall_<i> of class i"
         )
-    parts = []
+    scorers = []
     if {"auc_macro", "ap_macro"}.intersection(names):
-        parts.append(_macro_ranks(labels, probabilities))
+        scorers.append(_within_parts(_macro_ranks, labels, probabilities, parts))
     if {"auc_micro", "ap_micro"}.intersection(names):
-        parts.append(_micro_ranks(labels, probabilities))
+        scorers.append(_within_parts(_micro_ranks, labels, probabilities, parts))
     if "ece" in names:
-        parts.append(_calibration(labels, probabilities))
+        scorers.append(_calibration(labels, probabilities))
     if any(re.match("accuracy|balanced|f1|recall|kappa", name) for name in names):
-        parts.append(_decisions(labels, probabilities))
+        scorers.append(_decisions(labels, probabilities))
 
     def scorer(weights: np.ndarray) -> dict[str, np.ndarray]:
-        found = {name: values for part in parts for name, values in part(weights).items()}
+        found = {name: values for part in scorers for name, values in part(weights).items()}
         return {name: found[name] for name in names}
+
+    return scorer
+
+
+def _within_parts(
+    of_ranks: Callable[[np.ndarray, np.ndarray], Scorer],
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    parts: np.ndarray | None,
+) -> Scorer:
+    """The scorer of each part's samples, and the mean over those parts that a resample has samples of."""
+    if parts is None:
+        return of_ranks(labels, probabilities)
+    rows_of = [np.flatnonzero(parts == part) for part in pd.unique(parts)]
+    scorers = [of_ranks(labels[rows], probabilities[rows]) for rows in rows_of]
+
+    def scorer(weights: np.ndarray) -> dict[str, np.ndarray]:
+        each = [score(weights[rows]) for score, rows in zip(scorers, rows_of, strict=True)]
+        return {name: _mean_of_known(np.stack([found[name] for found in each])) for name in each[0]}
 
     return scorer
 
@@ -91,8 +118,8 @@ def _decisions(labels: np.ndarray, probabilities: np.ndarray) -> Scorer:
         return {
             "accuracy": right / total,
             "f1_micro": right / total,  # each sample has one label and one prediction: the same number
-            "balanced_accuracy": _mean_over_classes(recall),
-            "f1_macro": _mean_over_classes(f1),
+            "balanced_accuracy": _mean_of_known(recall),
+            "f1_macro": _mean_of_known(f1),
             "kappa": 1 - disagreement,
             **{f"f1_{c}": f1[c] for c in range(len(f1))},
             **{f"recall_{c}": recall[c] for c in range(len(recall))},
@@ -116,7 +143,7 @@ def _macro_ranks(labels: np.ndarray, probabilities: np.ndarray) -> Scorer:
 
     def scorer(weights: np.ndarray) -> dict[str, np.ndarray]:
         auc, precision = zip(*(ranking.auc_and_average_precision(weights) for ranking in rankings), strict=True)
-        return {"auc_macro": _mean_over_classes(np.stack(auc)), "ap_macro": _mean_over_classes(np.stack(precision))}
+        return {"auc_macro": _mean_of_known(np.stack(auc)), "ap_macro": _mean_of_known(np.stack(precision))}
 
     return scorer
 
@@ -196,7 +223,7 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0)
 
 
-def _mean_over_classes(values: np.ndarray) -> np.ndarray:
-    """Mean over rows that are not nan, nan if none is left; shape (n_classes, n_resamples) -> (n_resamples,)."""
+def _mean_of_known(values: np.ndarray) -> np.ndarray:
+    """Mean over rows (classes, parts) that are not nan, nan if none is left; (m, n_resamples) -> (n_resamples,)."""
     known = np.isfinite(values)
     return _ratio(np.where(known, values, 0.0).sum(axis=0), known.sum(axis=0))

@@ -129,7 +129,7 @@ def annotated(
         ax.text(j, i, text[i][j], ha="center", va="center", color=shade, fontsize=FONT_POINTS - 2)
     longest = max(map(len, map(str, column_names)))
     slanted = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if longest > 6 else {}
-    turned = {"rotation": 90} if longest > 3 and len(column_names) > 6 else slanted
+    turned = {"rotation": 90} if longest > 2 and len(column_names) > 6 else slanted
     ax.set_xticks(range(len(column_names)), labels=list(column_names), **turned)
     ax.set_yticks(range(len(row_names)), labels=list(row_names))
     ax.spines[:].set_visible(False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import matplotlib as mpl
@@ -88,7 +89,10 @@ def _confusion(table: pd.DataFrame) -> Figure:
         counts = rows.pivot(index="true", columns="predicted", values="n").loc[classes, classes]
         results.confusion(counts.to_numpy(), classes, ax)
 
-    return _by_method(table, panel, ratio=1.05 if len(classes) <= 6 else 1.25)[0]
+    fig, axes = _by_method(table, panel, ratio=1.05 if len(classes) <= 6 else 1.25)
+    if len(classes) > results.ROOMY:
+        fig.colorbar(axes[0].images[0], ax=axes, label="share of the true class", shrink=0.6)
+    return fig
 
 
 def _calibration(table: pd.DataFrame) -> Figure:
@@ -165,10 +169,15 @@ def _embedding(table: pd.DataFrame, scatter: Callable[[pd.DataFrame, Axes], obje
 
 
 def _gkm_weights(table: pd.DataFrame) -> Figure:
-    """Columns epoch and weight_<term>, one or more rows an epoch."""
-    fig, ax = figure()
-    results.weights_over_time(table, [column for column in table if column.startswith("weight_")], ax)
-    return fig
+    """Columns epoch and weight_<term>, one or more rows an epoch; and method, a panel each, where there are several."""
+    columns = [column for column in table if column.startswith("weight_")]
+    if "method" not in table:
+        fig, ax = figure()
+        results.weights_over_time(table, columns, ax)
+        return fig
+    draw = partial(results.weights_over_time, columns=columns, legend=False)
+    fig, axes = _by_method(table, lambda rows, ax: draw(rows, ax=ax), ratio=0.75)
+    return _with_legend(fig, axes)
 
 
 def _singular_values(table: pd.DataFrame) -> Figure:

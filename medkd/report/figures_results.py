@@ -15,6 +15,7 @@ from medkd.report.figures import annotated
 from medkd.report.style import FONT_POINTS, METHOD_COLOURS, PALETTE, method_colour
 
 MARKERS = "os^D"  # once round the palette, classes go on with the next marker
+ROOMY = 5  # classes of a confusion matrix; more leave no room for numbers in its cells, which are in the CSV
 LINE = 48  # letters of a method's name beside a figure
 DASHES = ("-", "--", ":", "-.")  # and lines that share a colour with the next dash
 
@@ -34,7 +35,7 @@ def class_styles(classes: Sequence[str]) -> dict[str, dict[str, str]]:
 
 
 def learning_curves(
-    history: pd.DataFrame, columns: Sequence[str], ax: Axes, labels: Sequence[str] | None = None
+    history: pd.DataFrame, columns: Sequence[str], ax: Axes, labels: Sequence[str] | None = None, *, legend: bool = True
 ) -> Axes:
     """Columns of a training history against the epoch; several runs become their mean and a band of one SD.
 
@@ -43,11 +44,13 @@ def learning_curves(
         columns: what to draw.
         ax: where; lines that are already there stay.
         labels: names in the legend, default the column names; a method's name gives its colour.
+        legend: draw it in the axes.
     """
     for column, label in zip(columns, labels or columns, strict=True):
         colour = method_colour(label) if label in METHOD_COLOURS else PALETTE[len(ax.lines) % len(PALETTE)]
         _mean_and_band(history, column, ax, label=label, color=colour)
-    ax.legend()
+    if legend:
+        ax.legend()
     return ax
 
 
@@ -63,9 +66,10 @@ def method_curves(history: pd.DataFrame, column: str, ax: Axes) -> Axes:
     return ax
 
 
-def weights_over_time(history: pd.DataFrame, columns: Sequence[str], ax: Axes) -> Axes:
+def weights_over_time(history: pd.DataFrame, columns: Sequence[str], ax: Axes, *, legend: bool = True) -> Axes:
     """Weights of the distillation terms against the epoch; the legend shows columns without their `weight_`."""
-    learning_curves(history, columns, ax, [column.removeprefix("weight_").replace("_", " ") for column in columns])
+    labels = [column.removeprefix("weight_").replace("_", " ") for column in columns]
+    learning_curves(history, columns, ax, labels, legend=legend)
     ax.set_ylabel("weight")
     ax.set_ylim(bottom=0)
     return ax
@@ -79,9 +83,8 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], ax: Axes) -> Axes:
     matrix = np.asarray(matrix)
     totals = matrix.sum(axis=1, keepdims=True)
     share = np.divide(matrix, totals, out=np.full(matrix.shape, np.nan), where=totals > 0)
-    roomy = len(matrix) <= 5  # more classes than that leave no room for numbers; they are in the CSV
     text = [
-        [(f"{share[i, j]:.2f}\n({n})" if totals[i] else "–") if roomy else "" for j, n in enumerate(row)]
+        [(f"{share[i, j]:.2f}\n({n})" if totals[i] else "–") if len(matrix) <= ROOMY else "" for j, n in enumerate(row)]
         for i, row in enumerate(matrix)
     ]
     annotated(share, classes, classes, text, (0, 1), ax)
@@ -210,7 +213,8 @@ def kaplan_meier(table: pd.DataFrame, ax: Axes, *, legend: bool = True) -> Axes:
         band = {"step": "post", "color": colour, "alpha": 0.15, "linewidth": 0}
         ax.fill_between(curve["months"], curve["low"], curve["high"], **band)
     if "p_value" in table:
-        _above(f"log-rank p = {table['p_value'].iloc[0]:.1g}", ax)
+        p_value = table["p_value"].iloc[0]
+        _above("log-rank p < 0.001" if p_value < 0.001 else f"log-rank p = {p_value:.3f}", ax)
     ax.set(xlabel="months", ylabel="survival", ylim=(0, 1.02))
     ax.set_xlim(left=0)
     if legend:

@@ -136,6 +136,8 @@ def _with_interval(value: pd.Series, row: pd.DataFrame, *, signed: bool = False)
 def risk_curves(predictions: pd.DataFrame, n_groups: int = 3) -> tuple[pd.DataFrame, float]:
     """Kaplan-Meier curves of the patients by predicted risk, cut at quantiles within each fold, and the log-rank p.
 
+    Every patient counts once: where several folds or seeds tested one, by the mean of the ranks of the risk there.
+
     Args:
         predictions: survival predictions: id, roi, patient, time, event, risk, and part where there are several folds.
         n_groups: risk groups.
@@ -146,6 +148,10 @@ def risk_curves(predictions: pd.DataFrame, n_groups: int = 3) -> tuple[pd.DataFr
         predictions = predictions.assign(part=0)
     parts = [aggregate_risks(rows, "patient").assign(part=part) for part, rows in predictions.groupby("part")]
     frame = pd.concat(parts, ignore_index=True)
+    if frame["patient"].duplicated().any():
+        frame["risk"] = frame.groupby("part")["risk"].rank(pct=True)
+        once = {"time": "first", "event": "first", "risk": "mean"}
+        frame = frame.groupby("patient", sort=False).agg(once).assign(part=0)
     groups = risk_groups(frame["risk"].to_numpy(), n_groups, parts=frame["part"].to_numpy())
     names = ["low risk", "middle risk", "high risk"] if n_groups == 3 else [f"group {g + 1}" for g in range(n_groups)]
     followed = frame["time"].to_numpy(), frame["event"].to_numpy()

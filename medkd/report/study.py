@@ -118,7 +118,8 @@ def _compare_metric(
 def _draw_results(predictions: pd.DataFrame, setting: str, cohort: Cohort, out: Artifacts) -> None:
     suffix = f"_{setting.replace(' ', '').replace('=', '')}" if setting else ""
     if is_survival(predictions):
-        caption = f"{cohort.title}: survival by third of predicted risk, 95% bands; p: log-rank test. {setting}"
+        caption = f"{cohort.title}: survival by third of predicted risk, 95% bands; p: log-rank test. "
+        caption += f"A patient whom several folds or seeds tested counts once, by the mean rank. {setting}"
         out.drawn("kaplan-meier", risk_curves_by_method(predictions), f"kaplan_meier{suffix}", caption)
         return
     classes = cohort.rare_classes or cohort.classes
@@ -142,7 +143,8 @@ def _draw_training(evaluated: list[Evaluated], cohort: Cohort, out: Artifacts) -
             continue
         history = run.table("history")
         histories.setdefault(run.stage, []).append(history.assign(method=label, part=part))
-        weights += [history] if any(name.startswith("weight_") for name in history) else []
+        if any(name.startswith("weight_") for name in history) and run.config.get("modulation") != "none":
+            weights.append(history.assign(method=label))
         if (run.folder / "spectrum.csv").is_file() and len(spectrum := run.table("spectrum")):
             spectra.append(spectrum)
     for stage, tables in histories.items():
@@ -152,8 +154,8 @@ def _draw_training(evaluated: list[Evaluated], cohort: Cohort, out: Artifacts) -
         curve = table[["method", "part", "epoch", *shown]]
         out.drawn("learning curves", curve, f"learning_{stage}", caption)
     if weights:
-        columns = [name for name in weights[0] if name.startswith("weight_")]
-        table = pd.concat(weights, ignore_index=True)[["epoch", *columns]]
+        table = pd.concat(weights, ignore_index=True)
+        table = table[["method", "epoch", *[name for name in table if name.startswith("weight_")]]]
         out.drawn("gkm weights", table, "gkm_weights", f"{cohort.title}: weights of gradient-guided modulation.")
     if spectra:
         caption = f"{cohort.title}: singular values of one teacher's affinity tensors, before and after shrinkage."
@@ -172,7 +174,8 @@ def _runs_behind(evaluated: list[Evaluated]) -> list[tuple[Run, str, str]]:
     found = []
     n_conditions = len({each.condition for each in evaluated})
     for key, run in runs.items():
-        label, _, part = run.title.partition(", ")
+        label, comma, part = run.title.rpartition(", ")  # the name of an ablation has a comma of its own
+        label, part = (label, part) if comma else (part, "")
         own = {each.condition for each in users[key]}
         if len(own) < n_conditions and n_conditions > 1:
             label = f"{label} [{'; '.join(sorted(own))}]"

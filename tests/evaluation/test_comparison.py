@@ -5,7 +5,7 @@ from scipy.stats import ttest_1samp
 from sklearn.metrics import balanced_accuracy_score
 
 from medkd.errors import DataError, ParameterError
-from medkd.evaluation.bootstrap import bootstrap_metrics, paired_difference
+from medkd.evaluation.bootstrap import bootstrap_metrics, intervals, paired_difference
 from medkd.evaluation.comparison import arrays, by_part, differences, levels, single_modality_pairs, summarise
 from medkd.evaluation.metrics import aggregate, classification_metrics
 from medkd.evaluation.scorers import SCALARS
@@ -75,12 +75,27 @@ def test_summary_has_every_metric_at_every_level(predictions):
 
 
 @pytest.mark.parametrize("level", ["image", "roi", "patient"])
-def test_summary_pools_the_parts_and_spreads_over_them(level, predictions):
+def test_summary_pools_the_parts_but_for_ranks_and_spreads_over_them(level, predictions):
+    """Ranks (AUC, average precision) are means over parts, decisions and calibration those of all samples."""
     summary = summarise(predictions, n_resamples=20, seed=3)
     ours = predictions[predictions["method"] == "KD"]
     parts = [aggregate(rows, level) for _, rows in ours.groupby("part")]
     pooled = pd.concat(parts)
-    table = bootstrap_metrics(*arrays(pooled), pooled["patient"].to_numpy(), n_resamples=20, seed=3)
+    patients = pooled["patient"].to_numpy()
+    table = bootstrap_metrics(*arrays(pooled), patients, n_resamples=20, seed=3)
+    ranks = [name for name in SCALARS if name.startswith(("auc", "ap"))]
+
+    def within_parts(weights):
+        """Every sample as often as it weighs, each part by scikit-learn."""
+        values = []
+        for column in weights.T.astype(int):
+            cut = np.split(column, np.cumsum([len(part) for part in parts])[:-1])
+            drawn = [part.loc[part.index.repeat(n)] for part, n in zip(parts, cut, strict=True)]
+            found = pd.DataFrame([classification_metrics(*arrays(part)) for part in drawn if len(part)])
+            values.append(found[ranks].mean())
+        return {name: np.array([value[name] for value in values]) for name in ranks}
+
+    table.loc[ranks] = intervals(within_parts, len(pooled), patients, n_resamples=20, seed=3).loc[ranks]
     points = [classification_metrics(*arrays(part)) for part in parts]
     for metric, each in [
         *((name, [point[name] for point in points]) for name in SCALARS),
@@ -90,6 +105,36 @@ def test_summary_pools_the_parts_and_spreads_over_them(level, predictions):
         assert row[["value", "low", "high"]].tolist() == pytest.approx(table.loc[metric].tolist(), abs=1e-12)
         assert row["mean_over_parts"] == pytest.approx(np.mean(each), abs=1e-12)
         assert row["sd_over_parts"] == pytest.approx(np.std(each, ddof=1), abs=1e-12)
+
+
+def test_scores_of_networks_that_were_trained_apart_are_not_ranked_against_each_other():
+    """A network that ranks each task's samples as another does has its AUC, wherever its scores of a task lie."""
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"id": range(300), "patient": range(300), "roi": range(300), "part": np.arange(300) % 3})
+    table = table.assign(label=rng.integers(0, 2, 300), setting="")
+    logits = table["label"] + rng.standard_normal(300)
+    tables = [
+        table.assign(method=method, p_1=1 / (1 + np.exp(-(logits + offset)))).assign(p_0=lambda rows: 1 - rows["p_1"])
+        for method, offset in [("CE only", 0.0), ("KD", 2.0 * (table["part"] - 1))]
+    ]
+    row = row_of(differences(pd.concat(tables, ignore_index=True), "CE only", n_resamples=50), metric="auc_macro")
+    assert row[["difference", "low", "high", "over_parts"]].tolist() == pytest.approx([0] * 4, abs=1e-12)
+    assert (row["wins"], row["losses"]) == (0, 0)
+
+
+def test_equal_values_are_neither_won_nor_lost_whatever_the_order_of_their_sums():
+    """Recalls of .1, .2, .3 and of .3, .2, .1 have the same mean, but not to the last bit."""
+    labels = np.repeat(np.arange(3), 10)
+    rows = []
+    for method, right in [("CE only", (1, 2, 3)), ("KD", (3, 2, 1))]:
+        hits = np.concatenate([np.arange(10) < n for n in right])
+        predicted = np.where(hits, labels, (labels + 1) % 3)
+        scores = pd.DataFrame(np.eye(3)[predicted], columns=["p_0", "p_1", "p_2"])
+        rows += [scores.assign(label=labels, part=part, id=range(30), method=method) for part in range(5)]
+    table = pd.concat(rows, ignore_index=True).assign(setting="", roi=lambda t: t["id"], patient=lambda t: t["id"])
+    row = row_of(differences(table, "CE only", n_resamples=20), metric="balanced_accuracy")
+    assert (row["difference"], row["wins"], row["losses"]) == (0, 0, 0)
+    assert not np.signbit(row["difference"])
 
 
 def test_one_part_has_a_mean_without_a_spread(predictions):
@@ -122,9 +167,9 @@ def test_differences_are_those_of_aggregated_samples_at_each_level(predictions):
         )
         # other order of samples, so other weights of the groups: only what does not depend on draws must agree
         expected = paired_difference(
-            *arrays(a), arrays(b)[1], a["patient"].to_numpy(), name="auc_macro", n_resamples=20, seed=2
+            *arrays(a), arrays(b)[1], a["patient"].to_numpy(), name="balanced_accuracy", n_resamples=20, seed=2
         )
-        row = row_of(table, method="KD", level=level, metric="auc_macro")
+        row = row_of(table, method="KD", level=level, metric="balanced_accuracy")
         assert row["difference"] == pytest.approx(expected["difference"], abs=1e-12)
         assert row["n"] == len(a)
 
@@ -149,7 +194,7 @@ def test_wins_and_losses_count_the_parts_in_which_a_method_is_ahead_or_behind(pr
             balanced_accuracy_score(rows["label"], rows[["p_0", "p_1", "p_2"]].to_numpy().argmax(axis=1))
             for rows in (part[part["method"] == "KD"], part[part["method"] == "CE only"])
         )
-        ahead.append(kd - ce)
+        ahead.append(round(kd - ce, 12))
     row = row_of(table, method="KD")
     wins, losses = (np.array(ahead) > 0).sum(), (np.array(ahead) < 0).sum()
     assert (row["wins"], row["losses"], row["n_parts"]) == (wins, losses, 3)

@@ -236,7 +236,7 @@ def test_kaplan_meier_draws_a_step_curve_with_band_for_each_group(ax):
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("months", "survival")
     without = figures_results.kaplan_meier(table.assign(p_value=0.0123), plt.subplots()[1], legend=False)
     assert without.get_legend() is None and [line.get_label() for line in without.lines] == ["low", "high"]
-    assert cell_texts(without) == ["log-rank p = 0.01"]
+    assert cell_texts(without) == ["log-rank p = 0.012"]
 
 
 def test_singular_spectrum_sorts_all_frequencies_and_puts_zeros_on_a_named_line(ax):

@@ -121,6 +121,18 @@ def test_labels_by_base_class_are_shares_of_hard_labels(tmp_path):
     np.testing.assert_allclose(shares.to_numpy(), [[2 / 3, 1 / 3], [0, 1]])
 
 
+def test_a_patient_whom_several_seeds_tested_is_one_patient_of_the_risk_curves():
+    rng = np.random.default_rng(0)
+    names = [f"p{number}" for number in range(30)]
+    followed = pd.DataFrame({"id": names, "roi": names, "patient": names, "time": rng.exponential(20, 30), "event": 1})
+    once = followed.assign(risk=rng.standard_normal(30))
+    again = [once.assign(part=seed, risk=3 * once["risk"] + seed) for seed in range(5)]  # the same order in each
+    expected, p_value = risk_curves(once)
+    curves, found = risk_curves(pd.concat(again, ignore_index=True))
+    pd.testing.assert_frame_equal(curves, expected)
+    assert found == p_value
+
+
 def test_risk_curves_of_each_method_stand_under_one_another_with_their_p_value():
     rng = np.random.default_rng(0)
     names = [f"p{number}" for number in range(30)]

@@ -133,6 +133,18 @@ def test_learning_curves_of_different_settings_are_not_averaged(study):
 
         config = {"epochs": 2, "projection": projection}
         urls.append(load_or_make(Unit("04_moco_url", 1, config, "c", [], "MoCo URL"), train))
+    weights = {"GMCD": (5.0, "threshold"), "GMCD, no GKM": (1.0, "none"), "GMCD, single teacher": (2.0, "threshold")}
+    for method, (weight, modulation) in weights.items():
+
+        def train_student(folder, weight=weight, method=method):
+            terms = ["weight_kd_teacher"] + ["weight_kd_momentum"] * ("single" not in method)
+            write_table(
+                folder / "history.csv", pd.DataFrame({"epoch": [1, 2], "loss": weight} | dict.fromkeys(terms, weight))
+            )
+            return {}
+
+        unit = Unit("03_distillation", 1, {"modulation": modulation, "n": weight}, "c", [], f"student {method}, fold 0")
+        urls.append(load_or_make(unit, train_student))
 
     def evaluate(folder):
         write_table(folder / "predictions.csv", evaluated.table("predictions"))
@@ -148,6 +160,18 @@ def test_learning_curves_of_different_settings_are_not_averaged(study):
         "MoCo URL [projection=linear]": 1.0,
         "MoCo URL [projection=mlp]": 5.0,
     }
+    curve = pd.read_csv(study / "figures" / "study.own-learning_03_distillation.csv")
+    assert dict(zip(curve["method"], curve["loss"], strict=True)) == {
+        "student GMCD": 5.0,
+        "student GMCD, no GKM": 1.0,
+        "student GMCD, single teacher": 2.0,
+    }
+    gkm = pd.read_csv(study / "figures" / "study.own-gkm_weights.csv")
+    assert gkm.groupby("method")["weight_kd_teacher"].unique().str[0].to_dict() == {
+        "student GMCD": 5.0,
+        "student GMCD, single teacher": 2.0,
+    }
+    assert gkm["weight_kd_momentum"].count() == 2
 
 
 def test_claims_compare_every_method_with_the_reference_on_the_same_images(study):
