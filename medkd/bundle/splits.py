@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
+import torch
 
 from medkd.data.cohort import Cohort
-from medkd.data.folds import split_rows
+from medkd.stages.context import Context
+from medkd.stages.paired import run_folds, split_of
 from medkd.stages.pseudo_labelling import task_of
 from medkd.stages.store import Run, with_upstream
 
@@ -39,9 +41,9 @@ def split_tables(cohort: Cohort, params: Any, evaluation: Run) -> Iterator[tuple
                 yield f"task{drawn.task}-k{drawn.k_shot}", _table(cohort, parts)
         return
     ids = cohort.table["id"].to_numpy()
-    settings = {"n_folds": params.n_folds, "seed": params.seed, "split_file": params.split_file}
-    for fold in range(params.folds):
-        split = split_rows(cohort, fold=fold, **settings)
+    context = Context(params, cohort, torch.device("cpu"))
+    for fold in run_folds(context):
+        split = split_of(context, fold)
         yield f"fold{fold}", _table(cohort, {name: ids[getattr(split, name)] for name in ("train", "val", "test")})
 
 

@@ -134,7 +134,8 @@ def _metrics(record: Mapping[str, Any]) -> str:
     if validation:
         parts += [
             "### Validation",
-            "Epoch and temperature were chosen on this split, so that its numbers flatter.",
+            f"{'Epoch and temperature were' if record['run']['keep'] == 'best' else 'The temperature was'} chosen on "
+            "this split, so that its numbers flatter.",
             _numbers(validation, group),
         ]
     return "\n\n".join(parts)
@@ -157,10 +158,15 @@ def _numbers(found: Mapping[str, Any], group: str) -> str:
 
 
 def _limits(record: Mapping[str, Any]) -> list[str]:
+    frequencies = (
+        "a training that counted all classes alike, and give a rare one more than its share"
+        if record["run"]["balanced"]
+        else "how frequent the classes are in its data"
+    )
     limits = [
         "It names one of its classes for every image, also for one that shows none of them or is no such image at all.",
         "It was trained on one data set; other devices, stains, sites and populations were not looked at.",
-        "Its probabilities follow how frequent the classes are in its data; elsewhere they are more or less frequent.",
+        f"Its probabilities follow {frequencies}; elsewhere classes are more or less frequent.",
         "It is one training run; another seed or split gives other numbers.",
     ]
     if record["rare"]:

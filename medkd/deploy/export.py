@@ -208,6 +208,7 @@ def _record(trained: Trained, calibration: dict[str, Any], parity: dict[str, Any
     rare = source.stage == SelfDistillationParams.stage
     encoder = source.metrics.get("image_weights") or describe_weights(source.config["encoder"], "")
     settings = {"encoder": encoder} | ({"k_shot": source.config["k_shot"]} if rare else {})
+    settings |= {"balanced": rare or source.config["balanced"], "keep": source.config.get("keep", "best")}
     return {
         "format": FORMAT,
         "use": RESEARCH_ONLY,

@@ -41,9 +41,9 @@ def made(stage, write=lambda folder: None, upstream=()):
 
 
 def test_splits_are_those_of_the_folds_with_hashed_ids(cohort, project):
-    params = stage_params()["07_evaluation"].checked({"folds": 2, "n_folds": 3, "seed": 4})
+    params = stage_params()["07_evaluation"].checked({"folds": 5, "n_folds": 3, "seed": 4})
     found = dict(split_tables(cohort, params, made("07_evaluation")))
-    assert list(found) == ["fold0", "fold1"]
+    assert list(found) == ["fold0", "fold1", "fold2"]
     test = found["fold1"][found["fold1"]["part"] == "test"]
     ids = cohort.table["id"].iloc[split_rows(cohort, fold=1, n_folds=3, seed=4).test]
     assert set(test["image"]) == {hashlib.sha256(f"tiny:{name}".encode()).hexdigest()[:16] for name in ids}
@@ -85,6 +85,18 @@ def test_tables_are_compared_number_by_number(compared):
     assert compared("method,auc\nKD,0.51\nGMCD,0.625\n") == (0, "same     study.csv: largest difference 0.01\n")
     assert compared("method,auc\nKD,0.51\nGMCD,0.625\n", "--tolerance", "0.001")[0] == 1
     assert compared("method,auc\nKD,nan\nGMCD,0.625\n")[0] == 1
+
+
+def test_numbers_in_words_are_compared_and_what_flips_with_them_is_not(compared, tmp_path):
+    """What lies near an interval's end, or in one fold near another method's value, is a tie here and none there."""
+    table = "method,minus the best,mark,wins,losses\nKD,{},{},{},{}\n"
+    expected = tmp_path / "bundle" / "report" / "tables" / "study.csv"
+    expected.write_text(table.format("-0.033 (-0.050 to -0.015)", "", 2, 3))
+    code, said = compared(table.format("-0.032 (-0.050 to 0.001)", "tie", 3, 2))
+    assert code == 0 and "largest difference 0.016" in said
+    code, said = compared(table.format("-0.032 (-0.050 to 0.101)", "tie", 3, 2))
+    assert code == 1 and "largest difference 0.12" in said
+    assert compared(table.format("none", "tie", 3, 2))[0] == 1
 
 
 @pytest.mark.parametrize(

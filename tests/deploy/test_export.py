@@ -194,6 +194,8 @@ def test_the_card_says_what_data_and_what_use(exported, student):
     assert "Research only, not a medical device" in card and "Trained on simulated data" in card
     assert f"03_distillation/{student.key}" in card and student.cohort in card
     assert "It learned from labels alone" in card
+    assert "Its probabilities follow how frequent the classes are in its data" in card
+    assert "Epoch and temperature were chosen on this split" in card
     split = split_of(Context.of(DistillationParams(**PAIRED)), 0)
     rows = [line.split("|") for line in card.splitlines() if line.startswith("| grade") and line.count("|") == 8]
     assert [sum(int(row[column]) for row in rows) for column in (2, 4, 6)] == [
@@ -321,6 +323,7 @@ def test_the_command_exports_a_rare_disease_student_whose_card_says_why_its_temp
     assert record["calibration"]["temperature"] == 1.0 and record["metrics"] == {"validation": None, "test": None}
     assert "Temperature 1.000, not fitted: a rare-disease student has no validation split" in card
     assert "an image of a common class gets the name of a rare one" in card
+    assert "Its probabilities follow a training that counted all classes alike" in card
     assert "arXiv:2110.04558" in card and "Of each rare class 1 labelled images" in card
     assert record["parity"]["stored_max"] < 1e-4 and record["parity"]["onnx"] < 1e-5
 
