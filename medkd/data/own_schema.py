@@ -189,6 +189,8 @@ def explain(schema: OwnSchema, folder: Path) -> str:
     rare = f", rare: {', '.join(schema.rare_classes)}" if schema.rare_classes else ""
     rule = f" (proposed are those below {RARE_SHARE:.0%} of the rows, or else the smaller half)" if rare else ""
     lines.append(f"chain: {schema.chain}{rare}{rule}")
+    if not schema.patient:
+        lines.append("patient: no column; every row counts as a patient of its own, and no split keeps two together")
     if schema.numbers or schema.flags or schema.categories:
         lines.append(f"{METADATA}: take out what is only known after the label, because it gives the label away")
     if set(table.columns) - set(roles):

@@ -144,12 +144,15 @@ def assign(overrides: Mapping[str, Any], stages: Sequence[str]) -> dict[str, dic
     """Sort overrides to stages: "epochs" goes to each stage that has it, "teacher.epochs" to one.
 
     Raises:
-        ParameterError: no stage has the parameter; names the nearest.
+        ParameterError: no stage has the parameter; names the nearest. Or only the evaluation has it, for networks of
+            another chain than that of these stages.
     """
     classes = {short: stage_params()[notebook] for short, notebook in SHORT_NAMES.items() if notebook in stages}
     known = {f"{short}.{name}" for short, cls in classes.items() for name in cls.model_fields} | {
         name for cls in classes.values() for name in cls.model_fields
     }
+    read = {name for short, cls in classes.items() if short != "evaluation" for name in cls.model_fields}
+    read |= set(stage_params()["07_evaluation"].__annotations__)  # not what it inherits for the networks of one chain
     assigned: dict[str, dict[str, Any]] = {notebook: {} for notebook in stages}
     for given, value in overrides.items():
         if given not in known:
@@ -160,6 +163,11 @@ def assign(overrides: Mapping[str, Any], stages: Sequence[str]) -> dict[str, dic
                 f"-p stage.name=value with stage one of {', '.join(classes)}"
             )
         short, dot, name = given.rpartition(".")
+        if not dot and len(classes) > 1 and name not in read:
+            raise ParameterError(
+                f'"{given}" means nothing to the notebooks that would run ({", ".join(stages)}): it belongs to the '
+                "other chain; leave it out"
+            )
         for stage, cls in classes.items():
             if (not dot or stage == short) and name in cls.model_fields:
                 assigned[SHORT_NAMES[stage]][name] = value

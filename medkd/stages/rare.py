@@ -16,6 +16,7 @@ from medkd.models.device import to_device
 from medkd.models.encoders import build_image_encoder
 from medkd.models.momentum import MoCo
 from medkd.stages.context import Context, generator_for, seed_for
+from medkd.stages.paired import width_of
 from medkd.stages.params import StageParams, shared
 from medkd.stages.store import Run
 from medkd.training.inputs import ImageModality
@@ -94,7 +95,7 @@ def build_encoder(params: Any) -> tuple[nn.Module, nn.Module | None, int]:
 
     With projection "mlp" the encoder gives the pooled features, and the head is linear, ReLU, linear to `DIM`.
     """
-    encoder = build_image_encoder(params.encoder, dim=DIM, width=params.width, bn_splits=params.bn_splits)
+    encoder = build_image_encoder(params.encoder, dim=DIM, width=width_of(params), bn_splits=params.bn_splits)
     if params.projection == "linear":
         return encoder, None, DIM
     name, last = [(name, module) for name, module in encoder.named_modules() if isinstance(module, nn.Linear)][-1]

@@ -93,3 +93,11 @@ def test_unknown_presets_and_presets_without_settings_for_a_cohort_are_refused()
     with pytest.raises(ParameterError, match='preset "paper" has no settings for phantom-paired-skin'):
         plan(["phantom-paired-skin"], report="q", overrides={}, preset="paper")
     assert default_cohorts("quick") == DEFAULT_COHORTS and default_cohorts("paper") == ("phantom-glioma-600",)
+
+
+@pytest.mark.parametrize("name, value", [("weights", "imagenet"), ("frozen", True), ("balanced", True)])
+def test_what_only_the_other_chain_trains_with_is_refused_before_anything_runs(name, value):
+    with pytest.raises(ParameterError, match=f'"{name}" means nothing to the notebooks that would run'):
+        entries(["phantom-rare-skin"], **{name: value})
+    assert entries(["phantom-glioma"], weights="imagenet", frozen=True, balanced=True)
+    assert entries(**{name: value})  # of both chains

@@ -27,7 +27,7 @@ from medkd.stages import (
 from medkd.stages.context import Context, cohort_of
 from medkd.stages.evaluation_rare import sources_of
 from medkd.stages.pseudo_labelling import read_labels, rows_by_id, task_of
-from medkd.stages.rare import DIM, MOCO_V2, PAPER, build_moco, schedule_of, trained_encoder
+from medkd.stages.rare import DIM, MOCO_V2, PAPER, build_encoder, build_moco, schedule_of, trained_encoder
 from medkd.stages.self_distillation import METHODS
 from medkd.stages.store import Run
 
@@ -249,3 +249,8 @@ def test_settings_that_a_variant_does_not_use_do_not_train_it_again(home):
     assert made(labels="soft") == {"hybrid", "hybrid_dic"}
     assert made(heads=["refit"]) == set()
     assert json.loads((self_distil(SelfDistillationParams(**base))["reg", 1, 0].folder / "task.json").read_text())
+
+
+def test_a_published_network_is_built_without_its_width_being_asked_for(home):
+    encoder, _, _ = build_encoder(MocoParams(**TINY, encoder="resnet18"))
+    assert encoder(torch.zeros(2, 3, 32, 32)).shape == (2, DIM)
