@@ -253,4 +253,4 @@ def test_settings_that_a_variant_does_not_use_do_not_train_it_again(home):
 
 def test_a_published_network_is_built_without_its_width_being_asked_for(home):
     encoder, _, _ = build_encoder(MocoParams(**TINY, encoder="resnet18"))
-    assert encoder(torch.zeros(2, 3, 32, 32)).shape == (2, DIM)
+    assert encoder.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, DIM)
