@@ -65,7 +65,7 @@ def check_room(folder: Path, n_bytes: int, *, what: str, remedy: str) -> None:
     if n_bytes > free:
         raise DataError(
             f"{what} need {n_bytes / 1e9:.2f} GB in {folder}, which has {free / 1e9:.2f} GB free; "
-            f"make room, {remedy}, or set MEDKD_HOME to a folder on a larger disk"
+            f"make room, {remedy}, or set MEDKD_HOME to a copy of the project on a larger disk"
         )
 
 

@@ -20,7 +20,8 @@ def test_conda_environment_has_the_same_packages_and_bounds():
     items = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     from_pip = next(item["pip"] for item in items if isinstance(item, dict))
     # what conda-forge lacks comes by pip; the package itself is no dependency
-    listed = [item for item in items if isinstance(item, str)] + [item for item in from_pip if "-e ." not in item]
+    assert from_pip.count("-e .") == 1  # pip takes no other option beside -e in a file, and conda writes it one
+    listed = [item for item in items if isinstance(item, str)] + [item for item in from_pip if item != "-e ."]
     found = dict(re.fullmatch(r"([a-z0-9-]+)(.*)", item).groups() for item in listed)
     assert found.pop("pip") == ""
     assert found.pop("python") == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]

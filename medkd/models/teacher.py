@@ -55,7 +55,7 @@ class MultimodalTeacher(nn.Module):
     """Two branches, their fusion and three classifiers, trained jointly end to end.
 
     `main` is the modality that the student keeps, `second` the one that only the teacher sees; either may be an
-    image or a vector. `teacher.second.parameters()` are what the sparsity penalty on the vector branch sums over.
+    image or a vector. The sparsity penalty sums over the encoder of a vector branch.
 
     Args:
         encoder_main: encoder of the main modality, output (n, dim).
