@@ -159,8 +159,8 @@ class TeacherStep:
         """Singular values of one batch's affinity tensors before and after the shrinkage, for a figure.
 
         Returns:
-            One row a modality, state ("before", "after"), frequency and rank: `value`. Networks are in eval mode; mu is that of
-            the epoch that was kept. Empty if the low-rank term is left out.
+            One row a modality, state ("before", "after"), frequency and rank: `value`. Networks are in eval mode; mu is
+            that of the epoch that was kept. Empty if the low-rank term is left out.
         """
         if self.low_rank is None:
             return pd.DataFrame(columns=["modality", "state", "frequency", "rank", "value"])
