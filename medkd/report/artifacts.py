@@ -18,6 +18,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from pandas.io.formats.style import Styler
 
 from medkd.errors import ParameterError
+from medkd.evaluation.metrics import metric_words
 from medkd.files import write_atomically, write_json, write_table
 from medkd.report.figures_paper import draw, paper_style
 from medkd.report.index import load_index
@@ -250,7 +251,8 @@ def _style(frame: pd.DataFrame, formats: Mapping[str, Format], highlight: Mappin
         return lambda value: escape(wanted.format(value) if isinstance(wanted, str) else wanted(value))
 
     shown = {column: display(formats.get(column, _digits)) for column in frame}
-    style = frame.style.format(shown, na_rep="–").hide(axis="index").format_index(escape=target, axis="columns")
+    style = frame.style.format(shown, na_rep="–").hide(axis="index")
+    style = style.format_index(lambda name: escape(metric_words(str(name))), axis="columns")
     for column, best in highlight.items():
         style = getattr(style, f"highlight_{best}")(subset=[column], props=bold)
     return style

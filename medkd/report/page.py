@@ -23,6 +23,7 @@ from PIL import Image
 
 import medkd
 from medkd.errors import DataError
+from medkd.evaluation.metrics import metric_words
 from medkd.files import write_atomically, write_json
 
 __all__ = ["build_page", "export_html", "versions", "write_json"]
@@ -82,6 +83,7 @@ def build_page(
     environment.filters |= {
         "href": quote,
         "duration": _duration,
+        "metric": metric_words,
         "words": lambda name: name.replace("_", " ").replace(".", " · "),
     }
     page = environment.get_template("template.html.j2").render(

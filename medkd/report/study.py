@@ -74,7 +74,12 @@ def _compare(
     survival = is_survival(predictions)
     summary = summarise(predictions, n_resamples=n_resamples)
     level = summary["level"].iloc[-1]
-    out.table(summary, "summary", f"{cohort.title}: every metric at every level, with 95% intervals.")
+    out.table(
+        summary,
+        "summary",
+        f"{cohort.title}: every metric at every level, with 95% intervals; AUC and average "
+        "precision are means over folds or tasks.",
+    )
     metrics = ("c_index",) if survival else METRICS
     told = {"metrics": metrics[:2], "level": level, "cohort": cohort, "out": out, "n_resamples": n_resamples}
     tell_claims(predictions, summary, references, **told)
