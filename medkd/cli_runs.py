@@ -69,7 +69,10 @@ def runs_gc(
     """Remove unfinished runs that nobody works on, and finished ones that no report refers to."""
     from medkd.stages.inventory import leftovers, remove
 
-    found = leftovers(keep_days, time.time())
+    try:
+        found = leftovers(keep_days, time.time())
+    except MedkdError as error:
+        fail(str(error), 2)
     for item in found:
         print(f"{item.folder.parent.name}/{item.folder.name}: {item.n_bytes / 1e6:.1f} MB, {item.reason}")
     total = sum(item.n_bytes for item in found) / 1e6

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,11 +31,25 @@ def write_table(path: Path, frame: pd.DataFrame) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file by rename; tensors are brought to the CPU and made contiguous."""
+    """Write a safetensors file by rename; tensors are brought to the CPU and made contiguous.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written to.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    write_atomically(path, lambda part: save_file(plain, part))
+
+    def save(part: Path) -> None:
+        try:
+            save_file(plain, part)
+        except SafetensorError as error:  # which hides the number of the system's error in its words
+            if number := re.search(r"os error (\d+)", str(error)):
+                raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+            raise
+
+    write_atomically(path, save)
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:

@@ -7,7 +7,7 @@ import shlex
 import sys
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +18,8 @@ from medkd.batch.node import TOPIC, n_gpus, run_node
 from medkd.batch.progress import Board
 from medkd.batch.study import Cell, Node, Study, expand, nodes_of
 from medkd.errors import DataError, MedkdError
-from medkd.files import locked, unwritable
 from medkd.paths import home, reports_dir
-from medkd.report.entry import checked_cohort, read_state
+from medkd.report.entry import alone, checked_cohort, read_state
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -87,7 +86,7 @@ def run_study(
         SchedulerLost: later; what is finished is kept.
     """
     cells, nodes, of_cell = prepare(study)
-    with _alone(study):
+    with alone(reports_dir() / study.name, f"study {study.name}"):
         open_nodes = [node for node in nodes.values() if not is_finished(study, node)]
         board = Board(study, cells, nodes, of_cell, waiting=[node.key for node in open_nodes], say=say)
         board.save()
@@ -98,27 +97,6 @@ def run_study(
         finally:
             unfinished = board.close()
     return unfinished
-
-
-@contextmanager
-def _alone(study: Study) -> Iterator[None]:
-    """Hold the study: two clients would write the same notebooks.
-
-    Raises:
-        DataError: another process runs it, or its folder cannot be written to.
-    """
-    folder = reports_dir() / study.name
-    with ExitStack() as held:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            held.enter_context(locked(folder / ".lock", wait=False))
-        except BlockingIOError:
-            raise DataError(
-                f"another process runs study {study.name} already; wait for it, or give this one another name"
-            ) from None
-        except OSError as error:
-            raise unwritable(folder, error) from error
-        yield
 
 
 def _run_all(client: Client, study: Study, nodes: list[Node], board: Board, cell_timeout: int | None) -> None:

@@ -16,11 +16,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
 from medkd.errors import DataError, ParameterError
-from medkd.report.entry import entry_key
+from medkd.report.entry import checked_name, entry_key
 from medkd.report.plan import SHORT_NAMES, Entry, plan
 from medkd.stages import stage_params
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 LONGEST = 120
 """Letters of a cell's name; file systems take 255 bytes."""
 FILES = ("split_file", "weights")
@@ -58,9 +57,17 @@ class Study(BaseModel):
     @field_validator("name")
     @classmethod
     def _is_a_file_name(cls, name: str) -> str:
-        if not NAME.fullmatch(name):
-            raise ValueError('must be letters, digits, ".", "_" and "-"')
-        return name
+        try:
+            return checked_name(name)
+        except ParameterError as error:
+            raise ValueError(str(error)) from None
+
+    @field_validator("grid")
+    @classmethod
+    def _has_values(cls, grid: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        if empty := [name for name, values in grid.items() if not values]:
+            raise ValueError(f"{empty[0]} has no values, so that no cell would run; give it some, or take it out")
+        return grid
 
     @field_validator("cohorts")
     @classmethod

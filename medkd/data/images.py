@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from medkd import paths as places
@@ -22,8 +22,8 @@ from medkd.data.file_store import FileStore
 from medkd.errors import DataError, ParameterError
 from medkd.files import check_room, make_once, write_json
 
-# What Pillow raises on damaged files: SyntaxError comes from its PNG reader, the bomb error from absurd sizes.
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError, UnidentifiedImageError)
+UNREADABLE = Exception
+"""What Pillow raises on a damaged file: whatever its format's code comes upon (OSError, SyntaxError, struct.error)."""
 MAX_THREADS = 16
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels."""

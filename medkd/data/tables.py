@@ -201,9 +201,12 @@ def encode_columns(
         columns[name] = pd.to_numeric(words.mask(words.str.lower().isin(UNKNOWN_WORDS)), errors="coerce").to_numpy(
             np.float32
         )
-        wrong = words[np.isnan(columns[name]) & ~words.str.lower().isin(UNKNOWN_WORDS).to_numpy()].unique().tolist()
+        known = ~words.str.lower().isin(UNKNOWN_WORDS).to_numpy()
+        wrong = words[~np.isfinite(columns[name]) & known].unique().tolist()
         if wrong:
-            raise DataError(f"{file} has the {name} {first_few(wrong)}, which is no number; correct these rows")
+            raise DataError(
+                f"{file} has the {name} {first_few(wrong)}, which is no number, or no finite one; correct these rows"
+            )
     for name in flags:
         words = _words(table[name]).str.lower()
         wrong = words[~words.isin(TRUE_WORDS | FALSE_WORDS | UNKNOWN_WORDS)].unique().tolist()

@@ -51,12 +51,11 @@ def predict_images(model: Path, images: Sequence[str | Path], to: Path) -> Predi
         DataError: the model is damaged, there is no image file, or `to` cannot be written.
         ParameterError: onnxruntime is not installed.
     """
-    exported, paths = ExportedModel(model), image_files(images)
+    exported = ExportedModel(model)
+    own = to.resolve()  # where sheets of an earlier call may lie
+    paths = [path for path in image_files(images) if not (SHEET.fullmatch(path.name) and path.resolve().parent == own)]
     try:
         to.mkdir(parents=True, exist_ok=True)
-        for old in to.iterdir():
-            if SHEET.fullmatch(old.name) or old.name == TABLE:
-                old.unlink()
         pages = [paths[start : start + PER_PAGE] for start in range(0, len(paths), PER_PAGE)]
         rows: dict[str, np.ndarray] = {}
         unreadable: dict[str, str] = {}
@@ -77,6 +76,9 @@ def predict_images(model: Path, images: Sequence[str | Path], to: Path) -> Predi
                     write_atomically(files[-1], lambda part, sheet=sheet: sheet.save(part, "PNG"))
         table = _table(rows, exported.record.classes)
         write_table(to / TABLE, table)
+        for old in to.iterdir():
+            if SHEET.fullmatch(old.name) and old not in files:
+                old.unlink()
     except OSError as error:
         raise unwritable(to, error) from error
     return Predicted(table, unreadable, files)

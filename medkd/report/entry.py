@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import medkd
-from medkd.files import write_json
+from medkd.errors import DataError, ParameterError
+from medkd.files import locked, unwritable, write_json
 from medkd.paths import home
+from medkd.report.index import forget
 
 if TYPE_CHECKING:  # what plans waits for torch and what runs for papermill, each seconds that the other need not wait
     from medkd.data.cohort import Cohort
     from medkd.report.notebooks import NotebookFailure
     from medkd.report.plan import Entry
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""Of a report, a study or a cell: one folder, on every file system."""
+RESERVED = ("runs", "exports", "bundles", "published")
+"""Folders under reports/ that hold other things."""
 
 
 def run_entry(
@@ -37,6 +47,7 @@ def run_entry(
     from medkd.report.notebooks import NotebookFailure, export_html, run_notebook
 
     start = time.monotonic()
+    forget(folder, entry.name)
     record = {"name": entry.name, "key": key, "parameters": entry.parameters}
     output = folder / "notebooks" / f"{entry.name}.ipynb"
     failure: NotebookFailure | None = None
@@ -58,6 +69,40 @@ def run_entry(
         record["html"] = f"notebooks/{entry.name}.html"
     write_json(_state_path(folder, entry), record)
     return record, failure
+
+
+@contextmanager
+def alone(folder: Path, what: str) -> Iterator[None]:
+    """Hold a report's folder: two processes would write the same notebooks.
+
+    Raises:
+        DataError: another process holds it, or it cannot be written to.
+    """
+    with ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(folder / ".lock", wait=False))
+        except BlockingIOError:
+            raise DataError(
+                f"another process runs {what} already; wait for it, or give this one another name"
+            ) from None
+        except OSError as error:
+            raise unwritable(folder, error) from error
+        yield
+
+
+def checked_name(name: str) -> str:
+    """The name of a report or study, if it may be that of a folder under reports/.
+
+    Raises:
+        ParameterError: it may not.
+    """
+    if not NAME.fullmatch(name) or name in RESERVED:
+        raise ParameterError(
+            f'"{name}" cannot be the name of a report; use letters, digits, ".", "_" and "-", and none of '
+            f"{', '.join(RESERVED)}"
+        )
+    return name
 
 
 def checked_cohort(entry: Entry) -> Cohort:

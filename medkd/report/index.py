@@ -9,6 +9,11 @@ from typing import Any
 from medkd.errors import DataError
 
 
+def forget(folder: Path, stage: str) -> None:
+    """Forget what an earlier execution of the stage left, so that nothing of it stands beside what this one makes."""
+    (Path(folder) / "index" / f"{stage}.json").unlink(missing_ok=True)
+
+
 def read_index(folder: Path) -> list[dict[str, Any]]:
     """All figures and tables of a report: stages by name, inside a stage in the order of writing.
 

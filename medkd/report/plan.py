@@ -155,6 +155,11 @@ def assign(overrides: Mapping[str, Any], stages: Sequence[str]) -> dict[str, dic
     read |= set(stage_params()["07_evaluation"].__annotations__)  # not what it inherits for the networks of one chain
     assigned: dict[str, dict[str, Any]] = {notebook: {} for notebook in stages}
     for given, value in overrides.items():
+        if given.rpartition(".")[2] in OF_THE_WHOLE:
+            raise ParameterError(
+                f'"{given}" is the same for all stages of a report: give it as --{given.rpartition(".")[2]}, or in a '
+                "study beside cohorts and parameters"
+            )
         if given not in known:
             near = difflib.get_close_matches(given, sorted(known), n=1)
             hint = f'; did you mean "{near[0]}"?' if near else "."
@@ -172,6 +177,10 @@ def assign(overrides: Mapping[str, Any], stages: Sequence[str]) -> dict[str, dic
             if (not dot or stage == short) and name in cls.model_fields:
                 assigned[SHORT_NAMES[stage]][name] = value
     return assigned
+
+
+OF_THE_WHOLE = ("dataset", "root", "report", "device", "seed")
+"""Parameters of every stage that a report or study sets itself."""
 
 
 def default_cohorts(preset: str) -> tuple[str, ...]:

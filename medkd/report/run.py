@@ -8,7 +8,7 @@ from typing import Any
 
 from medkd.files import write_json
 from medkd.paths import reports_dir
-from medkd.report.entry import checked_cohort, entry_key, read_state, run_entry
+from medkd.report.entry import alone, checked_cohort, checked_name, entry_key, read_state, run_entry
 from medkd.report.index import read_index, read_metrics, read_runs
 from medkd.report.notebooks import NotebookFailure
 from medkd.report.page import build_page, versions
@@ -59,7 +59,19 @@ def run_report(
         seed=seed,
     )
     cohorts = {entry.dataset: checked_cohort(entry) for entry in entries}
-    folder = reports_dir() / name
+    folder = reports_dir() / checked_name(name)
+    with alone(folder, f"report {name}"):
+        return _run(folder, entries, cohorts, seed, cell_timeout, say)
+
+
+def _run(
+    folder: Path,
+    entries: Sequence[Entry],
+    cohorts: Mapping[str, Any],
+    seed: int,
+    cell_timeout: int | None,
+    say: Any,
+) -> Path:
     done: list[dict[str, Any]] = []
     failure: NotebookFailure | None = None
     for number, entry in enumerate(entries, start=1):
@@ -76,7 +88,7 @@ def run_report(
         if failure is not None:
             break
         say(f"{label}: finished in {record['seconds']:.0f} s")
-    page = _page(folder, name, entries, done, cohorts, seed)
+    page = _page(folder, entries, done, cohorts, seed)
     if failure is not None:
         raise failure
     return page
@@ -84,17 +96,16 @@ def run_report(
 
 def _page(
     folder: Path,
-    name: str,
     entries: Sequence[Entry],
     done: Sequence[Mapping[str, Any]],
     cohorts: Mapping[str, Any],
     seed: int,
 ) -> Path:
-    """metrics.json, manifest.json and index.html."""
-    wanted = {entry.name for entry in entries}
+    """metrics.json, manifest.json and index.html, of what ran with these parameters."""
+    wanted = {record["name"] for record in done}
     metrics = {stage: numbers for stage, numbers in read_metrics(folder).items() if stage in wanted}
     manifest = {
-        "report": name,
+        "report": folder.name,
         "simulated": any(cohort.simulated for cohort in cohorts.values()),
         "seed": seed,
         "versions": versions(),

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from medkd.data.cohort import Cohort
 from medkd.paths import reports_dir
 from medkd.report.artifacts import Artifacts
+from medkd.report.index import forget
 from medkd.report.style import use_style
 from medkd.stages.context import cohort_for
 from medkd.stages.params import StageParams
@@ -23,7 +24,9 @@ def begin(params: StageParams) -> tuple[Cohort, Artifacts]:
 
     use_style()
     cohort = cohort_for(params)
-    out = Artifacts(reports_dir() / params.report, f"{params.stage}.{params.dataset}", simulated=cohort.simulated)
+    folder, stage = reports_dir() / params.report, f"{params.stage}.{params.dataset}"
+    forget(folder, stage)
+    out = Artifacts(folder, stage, simulated=cohort.simulated)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
     print(f"medkd {version('medkd')}, torch {torch.__version__}, {device}")
     print(

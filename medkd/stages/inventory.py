@@ -86,7 +86,14 @@ def leftovers(keep_days: float = 0.0, now: float = 0.0) -> list[Leftover]:
     Args:
         keep_days: leave what was changed in so many days.
         now: present time in seconds since 1970; only with `keep_days`.
+
+    Raises:
+        DataError: a report or study is running.
     """
+    if busy := [folder.name for folder in sorted(reports_dir().glob("*")) if _is_locked(folder)]:
+        raise DataError(
+            f"{', '.join(busy)} is running, and which runs it needs is known at its end only; wait for it, or stop it"
+        )
     needed = with_upstream(_keys_in_reports())
     found = []
     for folder in sorted(path for path in runs_dir().glob("*/*") if path.is_dir()):

@@ -107,23 +107,14 @@ def load(unit: Unit) -> Run | None:
 
 
 def load_folder(folder: Path) -> Run | None:
-    """The finished run in this folder, or None."""
+    """The finished run in this folder, or None; one whose record is damaged counts as unfinished."""
+    names = ("stage", "key", "config", "metrics", "upstream", "cohort", "seconds", "title", "finished")
     try:
         record = json.loads((folder / "run.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        found = {name: record[name] for name in names}
+    except (OSError, ValueError, KeyError, TypeError):  # none, or damaged
         return None
-    return Run(
-        folder,
-        record["stage"],
-        record["key"],
-        record["config"],
-        record["metrics"],
-        tuple(record["upstream"]),
-        record["cohort"],
-        record["seconds"],
-        title=record["title"],
-        finished=record["finished"],
-    )
+    return Run(folder, **(found | {"upstream": tuple(found["upstream"])}))
 
 
 def with_upstream(keys: Iterable[str]) -> dict[str, Run]:

@@ -52,8 +52,9 @@ def _parameters(path: Path) -> dict[str, Any]:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(f"there is no file {path}; give a JSON file with the stage's parameters") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is no readable JSON ({error}); correct it") from error
+    values = values.get("parameters", values) if isinstance(values, dict) else values
     if not isinstance(values, dict):
         raise DataError(f"{path} must hold a JSON object, parameter -> value")
-    return values.get("parameters", values)
+    return values

@@ -13,6 +13,7 @@ def main() -> None:
     """Run the stage; prints what was made, and ends with status 2 on bad input, 3 if training cannot go on."""
     from medkd.errors import TrainingError
     from medkd.stages.train import run_stage
+    from medkd.training.stop import GO_ON
 
     stage, config = sys.argv[1:]
     parallel.join()
@@ -24,6 +25,10 @@ def main() -> None:
         if parallel.is_main():
             print(f"medkd: {error}", file=sys.stderr, flush=True)
         sys.exit(3 if isinstance(error, TrainingError) else 2)
+    except KeyboardInterrupt:
+        if parallel.is_main():
+            print(f"medkd: interrupted; {GO_ON}", file=sys.stderr, flush=True)
+        sys.exit(130)
     finally:
         parallel.leave()
 

@@ -1,6 +1,7 @@
 """`medkd predict`: a model folder and images in, table and contact sheets out; bad files named, bad folders refused."""
 
 import json
+import struct
 import sys
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from medkd.cli_export import predict
+from medkd.deploy import predict as predict_module
 from medkd.deploy.predict import image_files, predict_images
 from medkd.deploy.sheet import contact_sheet
 from medkd.errors import DataError, ParameterError
@@ -108,6 +110,30 @@ def test_good_images_end_with_status_0_and_a_count_of_each_class(model, pictures
     result = run(model, pictures, "--to", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert "2 red" in result.stdout and "1 blue" in result.stdout
+
+
+@pytest.mark.parametrize("error", [struct.error("required argument is not an integer"), RuntimeError("bad AVIF")])
+def test_whatever_a_format_raises_is_said_of_its_file_and_costs_no_other(model, pictures, tmp_path, monkeypatch, error):
+    decode = predict_module.decode
+    broken = (pictures / "img3.webp").read_bytes()
+
+    def raising(content, size):
+        if content == broken:
+            raise error
+        return decode(content, size)
+
+    monkeypatch.setattr(predict_module, "decode", raising)
+    result = run(model, pictures, "--to", tmp_path / "out")
+    assert result.exit_code == 2 and f"img3.webp: {error}" in result.stderr
+    assert len(pd.read_csv(tmp_path / "out" / "predictions.csv")) == 3
+
+
+def test_sheets_of_an_earlier_call_are_no_images_and_stay_until_new_ones_are_there(model, pictures, tmp_path):
+    out = pictures / "predictions"
+    for _ in range(2):
+        assert run(model, pictures, "--to", out).exit_code == 0
+        assert len(pd.read_csv(out / "predictions.csv")) == 4
+        assert (out / "contact_sheet.png").is_file()
 
 
 def test_images_that_are_all_bad_give_an_empty_table(model, tmp_path):

@@ -101,3 +101,9 @@ def test_what_only_the_other_chain_trains_with_is_refused_before_anything_runs(n
         entries(["phantom-rare-skin"], **{name: value})
     assert entries(["phantom-glioma"], weights="imagenet", frozen=True, balanced=True)
     assert entries(**{name: value})  # of both chains
+
+
+@pytest.mark.parametrize("name", ["dataset", "root", "report", "device", "seed", "teacher.seed"])
+def test_what_the_whole_report_shares_is_no_parameter_of_a_stage(name):
+    with pytest.raises(ParameterError, match="is the same for all stages of a report: give it as --"):
+        entries(["phantom-glioma"], **{name: "x"})

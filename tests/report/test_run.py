@@ -8,6 +8,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from typer.testing import CliRunner
 
 from medkd.cli import app
+from medkd.report.entry import alone
 from medkd.stages import stage_params
 
 pytestmark = pytest.mark.slow
@@ -82,3 +83,35 @@ def test_a_killed_kernel_has_an_exit_status_of_its_own(notebooks):
     killed = CliRunner().invoke(app, ARGUMENTS)
     assert killed.exit_code == 4
     assert "01_data_exploration.phantom-glioma, cell 4" in killed.stderr
+
+
+LEAVE = """import json
+folder = Path("../reports/try/index")
+folder.mkdir(exist_ok=True, parents=True)
+index = {{"entries": [], "metrics": {{"auc": 1}}, "runs": []}}
+(folder / "{stage}.phantom-glioma.json").write_text(json.dumps(index))"""
+
+
+def test_nothing_of_other_parameters_stands_in_a_report(notebooks):
+    """A notebook begins with an empty index, and stages that a failure kept from running have none in the page."""
+    for stage in ("02_teacher_training", "07_evaluation"):
+        write_notebook(notebooks, stage, LEAVE.format(stage=stage))
+    assert CliRunner().invoke(app, ARGUMENTS).exit_code == 0
+    metrics = json.loads((notebooks / "reports/try/metrics.json").read_text())
+    assert set(metrics) == {"02_teacher_training.phantom-glioma", "07_evaluation.phantom-glioma"}
+    write_notebook(notebooks, "02_teacher_training", "raise ValueError('stopped before it left anything')")
+    assert CliRunner().invoke(app, [*ARGUMENTS, "-p", "epochs=3"]).exit_code == 3
+    assert json.loads((notebooks / "reports/try/metrics.json").read_text()) == {}
+
+
+@pytest.mark.parametrize("name", ["../up", "runs", "a/b"])
+def test_a_name_that_is_no_folder_of_its_own_is_refused(notebooks, name):
+    refused = CliRunner().invoke(app, [*ARGUMENTS[:-1], name])
+    assert refused.exit_code == 2 and "cannot be the name of a report" in refused.stderr
+    assert not (notebooks / "ran.txt").exists()
+
+
+def test_a_report_is_run_by_one_process_at_a_time(notebooks):
+    with alone(notebooks / "reports" / "try", "report try"):
+        refused = CliRunner().invoke(app, ARGUMENTS)
+    assert refused.exit_code == 2 and "another process runs report try already" in refused.stderr

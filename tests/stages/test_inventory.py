@@ -100,3 +100,18 @@ def test_gc_says_asks_and_removes(runs):
     assert not runs[1].folder.exists()
     assert runs[0].folder.exists() and runs[2].folder.exists()
     assert "0 folders" in invoke("gc").stdout
+
+
+def test_gc_waits_for_reports_and_studies_that_are_running(runs):
+    (reports_dir() / "night").mkdir()
+    with locked(reports_dir() / "night" / ".lock"):
+        refused = invoke("gc", "--yes")
+    assert refused.exit_code == 2 and "night is running" in refused.stderr
+    assert runs[1].folder.exists()
+
+
+@pytest.mark.parametrize("content", [b"{}", b"[]", b"\xff\x00", b'{"stage": '])
+def test_a_damaged_record_counts_as_unfinished_and_hides_no_other(runs, content):
+    (runs[1].folder / "run.json").write_bytes(content)
+    assert sorted(all_runs()["key"]) == sorted(run.key for run in (runs[0], runs[2]))
+    assert invoke("list").exit_code == 0 and invoke("gc", "--dry-run").exit_code == 0

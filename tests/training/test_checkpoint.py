@@ -11,6 +11,7 @@ import warnings
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional as F
 
@@ -219,12 +220,12 @@ def test_a_full_disk_ends_in_one_sentence_and_the_last_good_checkpoint_stays(tmp
     stop_with_two_checkpoints(tmp_path)
     kept = names_in(tmp_path)
 
-    def full(path, tensors):
+    def full(tensors, path):
         path.write_bytes(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise SafetensorError(f"Error while serializing: I/O error: No space left on device (os error {errno.ENOSPC})")
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "write_tensors", full)
+        patched.setattr("safetensors.torch.save_file", full)
         with pytest.raises(TrainingError, match=r"the disk of .* is full: a checkpoint needs \d+ MB; .*make room"):
             train(QueueStep(), tmp_path, checkpoint_seconds=-1.0)
     assert names_in(tmp_path) == kept
