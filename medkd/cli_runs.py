@@ -67,6 +67,7 @@ def runs_gc(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Remove unfinished runs that nobody works on, and finished ones that no report refers to."""
+    from medkd.errors import MedkdError
     from medkd.stages.inventory import leftovers, remove
 
     try:
