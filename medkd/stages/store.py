@@ -142,6 +142,7 @@ def load_or_make(unit: Unit, make: Callable[[Path], dict[str, Any]]) -> Run:
     folder what an interrupted attempt left (its checkpoint), and `run.json` is written last, by rename.
     """
     from medkd import parallel  # late: listing runs must not import torch
+    from medkd.training.checkpoint import clear_checkpoints
 
     run = load(unit)
     if parallel.told_by_main(run is not None):
@@ -170,6 +171,7 @@ def load_or_make(unit: Unit, make: Callable[[Path], dict[str, Any]]) -> Run:
         parallel.barrier()
         if parallel.is_main():
             write_json(unit.folder / "run.json", record)
+            clear_checkpoints(unit.folder)
         parallel.barrier()
     found = load_folder(unit.folder)
     return replace(found, made=True)

@@ -70,6 +70,7 @@ def write_checkpoint(
         tensors["cuda_rng"] = torch.cuda.get_rng_state(step.device)
     path = folder / f"checkpoint.{position.total_steps}.safetensors"
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         write_tensors(path, tensors)
         record = {name: getattr(position, name) for name in ("epoch", "step", "seconds", "total_steps", "history")}
         record["logged"] = list(position.sums)  # safetensors forgets the order
@@ -110,7 +111,7 @@ def read_checkpoint(
 
 
 def clear_checkpoints(folder: Path) -> None:
-    """Remove every checkpoint of a finished training."""
+    """Remove every checkpoint, once all that follows the training is written too."""
     for path in [*folder.glob("checkpoint.*"), *folder.glob(".checkpoint.*.part")]:
         path.unlink()
 

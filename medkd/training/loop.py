@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from medkd import parallel
 from medkd.errors import TrainingError
-from medkd.training.checkpoint import Position, clear_checkpoints, read_checkpoint, write_checkpoint
+from medkd.training.checkpoint import Position, read_checkpoint, write_checkpoint
 from medkd.training.finite import NotFinite, Watch, explain
 from medkd.training.progress import Progress, Teller
 from medkd.training.stop import StopRequests, stop_requests
@@ -94,7 +94,7 @@ def fit(
         batch_size: rows a step, at most n.
         schedule: factor on the learning rate by epoch.
         seed: seeds order, augmentation and dropout.
-        folder: where checkpoints lie while the run is not finished.
+        folder: where checkpoints lie; that of the end stays, for `medkd.training.checkpoint.clear_checkpoints`.
         title: name on the progress bar.
         select: name of a validation number; the weights of the epoch where it is largest come back. "" keeps the last.
         ids: id of every row of the cohort, for error messages; None for row numbers.
@@ -132,11 +132,11 @@ def fit(
                 bar.update()
                 chosen = f", {select} {record[select]:.3f}" if select else ""
                 bar.set_postfix_str(f"loss {record['loss']:.3f}{chosen}")
+    if parallel.is_main():  # what is left to do with the network may fail, and must not cost the training
+        write_checkpoint(folder, step, optimizer, training.generator, position)
+    parallel.barrier()
     if position.best:
         step.modules.load_state_dict(position.best)
-    parallel.barrier()
-    if parallel.is_main():
-        clear_checkpoints(folder)
     return pd.DataFrame(position.history)
 
 
@@ -173,7 +173,8 @@ class _Training:
         self.started = self.saved = time.monotonic()
         self.stopping, self.steps_before = False, self.position.total_steps
         if self.steps_before:
-            where = f"epoch {self.position.epoch + 1}, step {self.position.step + 1}"
+            ended = self.position.epoch == epochs
+            where = "the end" if ended else f"epoch {self.position.epoch + 1}, step {self.position.step + 1}"
             tqdm.write(f"{title}: going on from a checkpoint at {where}")
         self.teller = Teller()
 

@@ -46,6 +46,24 @@ def test_a_failed_making_is_not_taken_for_finished_and_keeps_its_files(project):
     }
 
 
+def test_checkpoints_go_when_the_run_is_finished_and_not_before(project):
+    """What follows a training (predictions, features, tables) may fail, and must not cost it."""
+    left = ["checkpoint.9.json", "checkpoint.9.safetensors"]
+
+    def make(folder, error=None):
+        for name in left:
+            (folder / name).write_text("{}")
+        if error:
+            raise error
+        return {}
+
+    with pytest.raises(OSError):
+        load_or_make(unit(), lambda folder: make(folder, OSError("disk full")))
+    assert sorted(path.name for path in unit().folder.glob("checkpoint.*")) == left
+    load_or_make(unit(), make)
+    assert not list(unit().folder.glob("checkpoint.*"))
+
+
 def test_a_half_written_record_does_not_count(project):
     unit().folder.mkdir(parents=True)
     (unit().folder / "run.json").write_text('{"stage": "02')

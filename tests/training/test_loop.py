@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from medkd.errors import TrainingError
 from medkd.training import finite, loop
+from medkd.training.checkpoint import KEPT, clear_checkpoints
 from medkd.training.loop import cosine_decay, fit, linear_decay, step_decay
 
 
@@ -64,8 +65,10 @@ def test_an_interrupted_run_ends_bit_for_bit_like_an_uninterrupted_one(tmp_path)
     assert len(resumed.seen) == 3 + 2 * 9  # the last checkpoint is before the last of three batches of epoch 4
 
 
-def test_no_checkpoint_is_left_behind(tmp_path):
+def test_two_checkpoints_are_left_for_what_follows_the_training(tmp_path):
     train(LineStep(), tmp_path)
+    assert len(list(tmp_path.glob("checkpoint.*.json"))) <= KEPT
+    clear_checkpoints(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
