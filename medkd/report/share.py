@@ -13,8 +13,10 @@ from medkd.errors import DataError
 from medkd.report.index import read_index
 from medkd.report.page import build_page
 
-FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^/\s'\",]+/)+")
-"""The folders of an absolute path; addresses such as https://example.org/x are none."""
+FOLDERS = re.compile(r"(?:file://|(?<![\w./]))/(?:[^/\s'\",]+/)+|\b[A-Za-z]:\\(?:[^\\\s'\",]+\\)+")
+"""The folders of an absolute path, here or on Windows; addresses such as https://example.org/x are none."""
+PLACES = ("root", "split_file", "weights")
+"""Parameters that name a folder or file, whose names may hold what `FOLDERS` takes for the end of a path."""
 
 
 def share(name: str, target: Path) -> Path:
@@ -41,7 +43,9 @@ def share(name: str, target: Path) -> Path:
             f'{folder} holds no finished report; run "medkd report" first, or name another folder of reports/'
         ) from None
     of_study = "study" in manifest
-    stages = [f"study.{dataset}" for dataset in manifest["cohorts"]] if of_study else manifest["parameters"]
+    ran = [notebook["name"] for notebook in manifest["notebooks"]]
+    stages = [f"study.{dataset}" for dataset in manifest["cohorts"]] if of_study else ran
+    clean = _Cleaner(manifest)
     entries = [entry for entry in read_index(folder) if entry["stage"] in stages]
     kept = [entry for entry in entries if not entry.get("photographs")]
     if n_left_out := len(entries) - len(kept):
@@ -53,18 +57,28 @@ def share(name: str, target: Path) -> Path:
         folder,
         title=(f"medkd study {name}: " if of_study else "medkd report: ")
         + ", ".join(cohort["title"] for cohort in manifest["cohorts"].values()),
-        manifest=_without_folders(manifest),
-        entries=kept,
-        notebooks=manifest["notebooks"],
+        manifest=clean(manifest),
+        entries=clean(kept),
+        notebooks=clean(manifest["notebooks"]),
         target=target,
         note=note,
     )
 
 
-def _without_folders(value: Any) -> Any:
-    """The same value in which absolute paths, also inside longer texts, are cut down to their last part."""
-    if isinstance(value, Mapping):
-        return {key: _without_folders(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_without_folders(each) for each in value]
-    return FOLDERS.sub("", value) if isinstance(value, str) else value
+class _Cleaner:
+    """Makes of a value the same in which paths, also inside longer texts, are cut down to their last part."""
+
+    def __init__(self, manifest: Mapping[str, Any]) -> None:
+        rows = [row for rows in manifest.get("parameters", {}).values() for row in rows if isinstance(row, Mapping)]
+        known = {row["value"] for row in rows if row.get("parameter") in PLACES and "/" in str(row.get("value"))}
+        known |= {str(place) for place in (paths.home(), Path.home()) if place.name}
+        self.known = re.compile("|".join(rf"(?<![\w.]){re.escape(place)}(?!\w)" for place in sorted(known)[::-1]))
+
+    def __call__(self, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: self(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [self(each) for each in value]
+        if not isinstance(value, str):
+            return value
+        return FOLDERS.sub("", self.known.sub(lambda found: Path(found[0]).name, value))

@@ -28,7 +28,7 @@ class StageParams(BaseModel):
     that name holds the upstream parameters that differ from their defaults.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
     stage: ClassVar[str] = ""
     upstream: ClassVar[dict[str, type[StageParams]]] = {}

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import re
 
 import matplotlib.pyplot as plt
@@ -66,6 +67,32 @@ def test_photographs_links_and_folders_stay_at_home(report, tmp_path):
     assert "/home/ann" not in html and "isic2018" in html and "splits.csv" in html
     assert "https://example.org/a/b" in html
     assert "Results." in html and "Gone." not in html
+
+
+@pytest.mark.parametrize(
+    "text, left",
+    [
+        ("/home/ann smith/own/table.csv is missing", "own/table.csv is missing"),  # the folder that was given
+        ("root:/home/ann/x", "root:x"),
+        ("file:///home/ann/x.html", "x.html"),
+        (r"C:\Users\ann\x.csv is missing", "x.csv is missing"),
+        ("https://example.org/a/b and 1/2", "https://example.org/a/b and 1/2"),
+    ],
+)
+def test_errors_lose_their_folders_too(report, tmp_path, text, left):
+    manifest = json.loads((report / "manifest.json").read_text())
+    manifest["notebooks"][0] |= {"state": "failed", "error": text}
+    manifest["parameters"][STAGE].append({"parameter": "root", "value": "/home/ann smith/own", "default": ""})
+    write_json(report / "manifest.json", manifest)
+    html = share("isic2018", tmp_path / "given.html").read_text(encoding="utf-8")
+    assert left in html and "ann" not in re.sub(r"data:image/png;base64,[^\"]+|[a-z]*annot[a-z]*", "", html)
+
+
+def test_what_did_not_run_with_these_parameters_is_not_given_away(report, tmp_path):
+    """After a failure the stages behind it have what an earlier run left, and the page does not show it either."""
+    manifest = json.loads((report / "manifest.json").read_text()) | {"notebooks": []}
+    write_json(report / "manifest.json", manifest)
+    assert "Results." not in share("isic2018", tmp_path / "given.html").read_text(encoding="utf-8")
 
 
 def test_the_report_itself_keeps_its_page(report, tmp_path):
