@@ -43,7 +43,7 @@ class OwnSchema(BaseModel):
 
     confirmed: bool = Field(False, description="set to true once the rest is right")
     title: str = Field("own data", description="how figures and tables call the cohort")
-    table: str = Field(description="CSV file in this folder")
+    table: str = Field(description="CSV file in this folder", pattern=r"^[^/\\]+$")
     id: str = Field("", description="column that names each row; empty: the image's file name, or the row number")
     label: str = Field(description="column of classes")
     classes: list[str] = Field(description="classes, in the order that tables show them", min_length=2)
@@ -218,6 +218,8 @@ def problem_of(schema: OwnSchema) -> str:
     others = {schema.label, schema.split, schema.patient, schema.survival_months, schema.event}
     if twice := sorted({name for name in vector if name in others or vector.count(name) > 1}):
         return f"the columns {first_few(twice)} are in {METADATA} twice, or have another meaning beside it"
+    if len(set(schema.classes)) < len(schema.classes):
+        return f"it has one of the classes {first_few(schema.classes)} twice"
     if unknown := sorted(set(schema.rare_classes) - set(schema.classes)):
         return f"it has rare_classes that are no classes: {first_few(unknown)}"
     n_rare = len(schema.rare_classes)

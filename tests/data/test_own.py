@@ -286,6 +286,27 @@ def test_too_few_classes_for_the_rare_chain_are_told_before_confirming(pairs):
         own.read(pairs)
 
 
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        ({"table": "../table.csv"}, "table"),
+        ({"table": "/etc/passwd"}, "table"),
+        ({"classes": ["MEL", "NV", "MEL"]}, "it has one of the classes MEL, NV, MEL twice"),
+    ],
+)
+def test_a_table_elsewhere_and_a_class_twice_are_refused(pairs, changes, told):
+    confirm(pairs, **changes)
+    with pytest.raises(DataError, match=told):
+        own.read(pairs)
+
+
+def test_numbers_are_finite(pairs):
+    rewrite(pairs, lambda table: table.assign(thickness=["inf", *range(len(table) - 1)]))
+    confirm(pairs)
+    with pytest.raises(DataError, match="has the thickness inf, which is no number, or no finite one"):
+        own.read(pairs)
+
+
 def test_a_chain_without_images_ignores_the_image_columns(pairs):
     confirm(pairs, chain="vector")
     cohort = own.read(pairs)
