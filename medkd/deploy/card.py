@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from medkd.deploy.runtime import ONNX, PROGRAM, RESEARCH_ONLY
-from medkd.evaluation.metrics import metric_words
+from medkd.evaluation.words import metric_words
 
 GMCD = (
     "Xing, Chen, Hou, Yuan. Gradient modulated contrastive distillation of low-rank multi-modal knowledge for disease "

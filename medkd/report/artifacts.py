@@ -18,7 +18,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from pandas.io.formats.style import Styler
 
 from medkd.errors import ParameterError
-from medkd.evaluation.metrics import metric_words
+from medkd.evaluation.words import metric_words
 from medkd.files import write_atomically, write_json, write_table
 from medkd.report.figures_paper import draw, paper_style
 from medkd.report.index import load_index

@@ -11,7 +11,7 @@ import pandas as pd
 from medkd.data.cohort import Cohort
 from medkd.errors import ParameterError
 from medkd.evaluation.comparison import BASE, differences
-from medkd.evaluation.metrics import metric_words
+from medkd.evaluation.words import metric_words
 from medkd.report.artifacts import Artifacts
 from medkd.report.page import OF_DIFFERENCES
 

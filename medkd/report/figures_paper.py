@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from medkd.errors import DataError, ParameterError
-from medkd.evaluation.metrics import metric_words
+from medkd.evaluation.words import metric_words
 from medkd.report import figures_results as results
 from medkd.report.style import COLUMN_WIDTH, FONT_POINTS, PAGE_WIDTH, figure, use_style
 

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from medkd.errors import DataError, ParameterError
-from medkd.evaluation.metrics import metric_words
+from medkd.evaluation.words import metric_words
 from medkd.report.figures import annotated
 from medkd.report.style import FONT_POINTS, METHOD_COLOURS, PALETTE, method_colour
 

@@ -12,7 +12,7 @@ import torch
 from medkd.data.cohort import Cohort
 from medkd.data.folds import n_folds_of, split_rows
 from medkd.data.views import Augment
-from medkd.evaluation.metrics import metric_words
+from medkd.evaluation.words import metric_words
 from medkd.stages.store import Run
 
 

@@ -23,7 +23,7 @@ from PIL import Image
 
 import medkd
 from medkd.errors import DataError
-from medkd.evaluation.metrics import metric_words
+from medkd.evaluation.words import metric_words
 from medkd.files import write_atomically, write_json
 
 __all__ = ["build_page", "export_html", "versions", "write_json"]

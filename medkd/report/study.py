@@ -14,7 +14,7 @@ from medkd.data.registry import load_cohort
 from medkd.errors import DataError
 from medkd.evaluation import curves
 from medkd.evaluation.comparison import by_part, differences, is_survival, summarise
-from medkd.evaluation.metrics import metric_words
+from medkd.evaluation.words import metric_words
 from medkd.files import write_json
 from medkd.paths import reports_dir, runs_dir
 from medkd.report.artifacts import Artifacts

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from medkd.errors import DataError, ParameterError
-from medkd.evaluation.metrics import aggregate, calibration_table, classification_metrics, metric_words
+from medkd.evaluation.metrics import aggregate, calibration_table, classification_metrics
+from medkd.evaluation.words import metric_words
 
 ORACLE = Path(__file__).parents[1] / "oracles" / "grading_metrics.npz"
 
