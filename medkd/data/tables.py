@@ -198,11 +198,9 @@ def encode_columns(
     columns: dict[str, np.ndarray] = {}
     for name in numbers:
         words = _words(table[name])
-        columns[name] = pd.to_numeric(words.mask(words.str.lower().isin(UNKNOWN_WORDS)), errors="coerce").to_numpy(
-            np.float32
-        )
-        known = ~words.str.lower().isin(UNKNOWN_WORDS).to_numpy()
-        wrong = words[~np.isfinite(columns[name]) & known].unique().tolist()
+        known = ~words.str.lower().isin(UNKNOWN_WORDS)
+        columns[name] = pd.to_numeric(words.where(known), errors="coerce").to_numpy(np.float32)
+        wrong = words[~np.isfinite(columns[name]) & known.to_numpy()].unique().tolist()
         if wrong:
             raise DataError(
                 f"{file} has the {name} {first_few(wrong)}, which is no number, or no finite one; correct these rows"

@@ -13,7 +13,7 @@ from medkd.stages.context import Context
 from medkd.stages.distillation import METHOD_NAMES, train_students
 from medkd.stages.paired import inputs_of, prediction_table, split_of, task_of, tensor_rows, trained_network
 from medkd.stages.store import Run
-from medkd.stages.teacher import train_teachers
+from medkd.stages.teacher import network_name, train_teachers
 
 if TYPE_CHECKING:
     from medkd.stages.evaluation import EvaluationParams
@@ -44,9 +44,9 @@ def sources_of(params: EvaluationParams) -> list[Source]:
     students = params.of("distillation")
     teachers = students.of("teacher")
     taught_by = Context.of(teachers, "teacher-student", "vector")
-    names = {"both": "teacher", "second": f"{taught_by.cohort.second} only"}
     sources = [
-        Source(run, names[kind], kind, fold, taught_by) for (kind, fold), run in train_teachers(teachers).items()
+        Source(run, network_name(taught_by.cohort, kind), kind, fold, taught_by)
+        for (kind, fold), run in train_teachers(teachers).items()
     ]
     if chain_of(params.dataset, params.root) == "vector":
         return sources

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field
 
+from medkd.data.cohort import Cohort
 from medkd.errors import DataError
 from medkd.evaluation.predict import predict
 from medkd.files import write_table
@@ -77,10 +78,14 @@ def teacher_run(context: Context, kind: str, fold: int) -> Run:
     unused = set() if kind == "both" else {"fusion", *TeacherRecipe.__dataclass_fields__} - {"l1"}
     config = {name: value for name, value in context.params.config().items() if name not in unused}
     config |= {"inputs": kind, "fold": fold}
-    names = {"both": "teacher", "main": f"{context.cohort.main} only", "second": f"{context.cohort.second} only"}
-    title = f"{names[kind]}, fold {fold}"
+    title = f"{network_name(context.cohort, kind)}, fold {fold}"
     unit = Unit(context.params.stage, VERSION, config, context.cohort.fingerprint, title=title)
     return load_or_make(unit, lambda folder: _train(context, kind, fold, folder, title))
+
+
+def network_name(cohort: Cohort, kind: str) -> str:
+    """What tables and curves call a network of this stage: "teacher", or the one modality it sees and "only"."""
+    return "teacher" if kind == "both" else f"{getattr(cohort, kind)} only"
 
 
 def given_teacher(key: str, context: Context, fold: int) -> tuple[Run, Context]:
@@ -112,8 +117,11 @@ def given_teacher(key: str, context: Context, fold: int) -> tuple[Run, Context]:
         )
     if run.config["inputs"] != "both":
         raise DataError(f"run {run.key} saw the {run.config['inputs']} modality only; name a multi-modal teacher's run")
-    split = ("seed", "n_folds", "split_file", "task")
-    differs = [f"{name} = {run.config[name]}, not {own[name]}" for name in split if run.config[name] != own[name]]
+
+    def differing(*names: str) -> list[str]:
+        return [f"{name} = {run.config[name]}, not {own[name]}" for name in names if run.config[name] != own[name]]
+
+    differs = differing("seed", "n_folds", "split_file", "task")
     if run.config["fold"] != fold:
         differs.insert(0, f"fold {run.config['fold']}, not {fold}")
     if differs:
@@ -121,10 +129,8 @@ def given_teacher(key: str, context: Context, fold: int) -> tuple[Run, Context]:
             f"teacher run {run.key} belongs to {'; '.join(differs)}, so it may have seen test samples of this student; "
             "name the run of the same fold and split"
         )
-    seen = ("image_size", "frozen")
-    seen += ("encoder", "width", "weights") if own["frozen"] else ()
-    differs = [f"{name} = {run.config[name]}, not {own[name]}" for name in seen if run.config[name] != own[name]]
-    if differs:
+    of_features = ("encoder", "width", "weights") if own["frozen"] else ()
+    if differs := differing("image_size", "frozen", *of_features):
         raise DataError(
             f"teacher run {run.key} was trained with {'; '.join(differs)}, so it cannot read what this student "
             "is shown; name a run of the same settings"
