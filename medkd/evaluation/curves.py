@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,30 +13,35 @@ from medkd.evaluation.metrics import calibration_table
 
 MAX_POINTS = 200
 """Of a curve; more cannot be seen at the width of a page."""
+Part = tuple[np.ndarray, np.ndarray]
+"""Of one fold or task: whether a sample is of a class (n,), and its score (n,)."""
 
 
 def roc_points(predictions: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
-    """ROC curve of each class against all others, of each method.
+    """ROC curve of each class against all others, of each method: the mean over parts of the true positive rate.
+
+    Scores of two networks have no common scale, so that samples of several parts share no curve.
 
     Args:
-        predictions: columns method, label (index into `classes`) and p_0, p_1, ...; all folds or tasks together.
+        predictions: columns method, label (index into `classes`), p_0, p_1, ... and part (fold or task; without it
+            all rows are of one).
         classes: names.
 
     Returns:
-        Columns method, class, x (false positive rate), y (true positive rate), auc; up to 200 points a curve, whose
-        area is within 0.001 of `auc`. A class without samples, or without samples of others, has no curve.
+        Columns method, class, x (false positive rate), y (true positive rate), auc (mean over parts); up to 200 points
+        a curve, whose area is within 0.001 of `auc`. Parts without samples of a class, or without samples of others,
+        are left out; a class that no part is left of has no curve.
     """
     tables = []
-    for names, truth, scores in _one_vs_rest(predictions, classes):
-        if truth.all():
-            continue
-        x, y, _ = roc_curve(truth, scores)
-        tables.append(_curve(names, *_thinned(x, y), auc=float(roc_auc_score(truth, scores))))
+    for names, parts in _one_vs_rest(predictions, classes):
+        if parts := [(truth, scores) for truth, scores in parts if not truth.all()]:
+            x, y = _mean_curve([roc_curve(truth, scores)[:2] for truth, scores in parts])
+            tables.append(_curve(names, *_thinned(x, y), auc=_mean_of(roc_auc_score, parts)))
     return pd.concat(tables, ignore_index=True) if tables else _curve({}, [], [], auc=0.0)
 
 
 def pr_points(predictions: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
-    """Precision-recall curve of each class against all others, of each method, with its steps drawn out.
+    """Precision-recall curve of each class against all others, of each method: mean precision over parts, as steps.
 
     Average precision is the area under steps, not under straight lines between the points, so the table holds both ends
     of each step.
@@ -46,16 +51,19 @@ def pr_points(predictions: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame
         classes: names.
 
     Returns:
-        Columns method, class, x (recall), y (precision), average_precision; up to 200 points a curve, whose area is
-        `average_precision`. A class without samples has no curve.
+        Columns method, class, x (recall), y (precision), average_precision (mean over parts); up to 200 points a curve,
+        whose area is `average_precision`. Parts without samples of a class are left out; a class without samples has
+        no curve.
     """
     tables = []
-    for names, truth, scores in _one_vs_rest(predictions, classes):
-        precision, recall, _ = precision_recall_curve(truth, scores, drop_intermediate=True)
-        edges, heights = _fewer_steps(recall[::-1], precision[-2::-1])
+    for names, parts in _one_vs_rest(predictions, classes):
+        steps = []
+        for truth, scores in parts:
+            precision, recall, _ = precision_recall_curve(truth, scores, drop_intermediate=True)
+            steps.append((recall[::-1], precision[-2::-1]))
+        edges, heights = _fewer_steps(*_mean_steps(steps))
         x, y = np.repeat(edges, 2)[1:-1], np.repeat(heights, 2)
-        found = float(average_precision_score(truth, scores))
-        tables.append(_curve(names, x, y, average_precision=found))
+        tables.append(_curve(names, x, y, average_precision=_mean_of(average_precision_score, parts)))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -81,21 +89,54 @@ def calibration_by_method(predictions: pd.DataFrame, classes: Sequence[str]) -> 
 
 
 def _by_method(predictions: pd.DataFrame, classes: Sequence[str]) -> list[tuple[str, pd.DataFrame]]:
-    """Label and probabilities of the classes, by method in order of first appearance."""
-    columns = ["label", *(f"p_{index}" for index in range(len(classes)))]
+    """Label, probabilities of the classes and part, by method in order of first appearance."""
+    columns = ["label", *(f"p_{index}" for index in range(len(classes))), *({"part"} & set(predictions))]
     return [(str(method), rows[columns]) for method, rows in predictions.groupby("method", sort=False)]
 
 
-def _one_vs_rest(
-    predictions: pd.DataFrame, classes: Sequence[str]
-) -> list[tuple[dict[str, str], np.ndarray, np.ndarray]]:
-    """({method, class}, whether a sample is of the class, its probability) for each class that occurs."""
-    return [
-        ({"method": method, "class": name}, truth, rows[f"p_{index}"].to_numpy(float))
-        for method, rows in _by_method(predictions, classes)
-        for index, name in enumerate(classes)
-        if (truth := (rows["label"] == index).to_numpy()).any()
-    ]
+def _one_vs_rest(predictions: pd.DataFrame, classes: Sequence[str]) -> list[tuple[dict[str, str], list[Part]]]:
+    """({method, class}, its parts) for each class that occurs; only the parts that it occurs in."""
+    found = []
+    for method, rows in _by_method(predictions, classes):
+        of_parts = [part for _, part in rows.groupby("part", sort=False)] if "part" in rows else [rows]
+        for index, name in enumerate(classes):
+            parts = [((part["label"] == index).to_numpy(), part[f"p_{index}"].to_numpy(float)) for part in of_parts]
+            if parts := [(truth, scores) for truth, scores in parts if truth.any()]:
+                found.append(({"method": method, "class": name}, parts))
+    return found
+
+
+def _mean_of(score: Callable[[np.ndarray, np.ndarray], float], parts: Sequence[Part]) -> float:
+    return float(np.mean([score(truth, scores) for truth, scores in parts]))
+
+
+def _mean_curve(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """The mean of y over curves from x = 0 to 1 that ascend in both, with vertical pieces: its area is the mean area.
+
+    At every x where a curve bends the mean has two points, below and above its jump there.
+    """
+    if len(curves) == 1:
+        return curves[0]
+    grid = np.unique(np.concatenate([x for x, _ in curves]))
+    below, above = np.zeros((2, len(grid)))
+    for x, y in curves:
+        edges, first = np.unique(x, return_index=True)
+        low, high = y[first], y[np.append(first[1:], len(x)) - 1]
+        after = np.searchsorted(edges, grid)  # the first edge at or behind a point of the grid
+        before = np.maximum(after - 1, 0)
+        share = (grid - edges[before]) / np.where(after > 0, edges[after] - edges[before], 1)
+        between = high[before] + share * (low[after] - high[before])
+        at_edge = edges[after] == grid
+        below += np.where(at_edge, low[after], between) / len(curves)
+        above += np.where(at_edge, high[after], between) / len(curves)
+    return np.repeat(grid, 2), np.column_stack([below, above]).ravel()
+
+
+def _mean_steps(steps: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """The mean of step functions, (edges (n + 1,), ascending from 0 to 1, heights (n,)) each, in the same form."""
+    edges = np.unique(np.concatenate([own for own, _ in steps]))
+    middles = (edges[1:] + edges[:-1]) / 2
+    return edges, np.mean([heights[np.searchsorted(own, middles) - 1] for own, heights in steps], axis=0)
 
 
 def _curve(names: dict[str, str], x: Sequence[float], y: Sequence[float], **area: float) -> pd.DataFrame:

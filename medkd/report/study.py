@@ -129,8 +129,8 @@ def _draw_results(predictions: pd.DataFrame, setting: str, cohort: Cohort, out: 
         return
     classes = cohort.rare_classes or cohort.classes
     drawings = {
-        "roc": (curves.roc_points, "ROC of each class against the others"),
-        "pr": (curves.pr_points, "precision and recall of each class against the others"),
+        "roc": (curves.roc_points, "mean ROC curve of each class against the others"),
+        "pr": (curves.pr_points, "mean precision-recall curve of each class against the others"),
         "confusion": (curves.confusion_table, "confusion, rows sum to 1"),
         "calibration": (curves.calibration_by_method, "calibration"),
     }

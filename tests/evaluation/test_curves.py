@@ -53,6 +53,41 @@ def test_roc_of_four_samples_by_hand():
     assert curve[["x", "y"]].to_numpy().tolist() == [[0, 0], [0, 0.5], [0.5, 0.5], [0.5, 1], [1, 1]]
 
 
+@pytest.mark.parametrize(
+    ("points", "area", "expected"),
+    [(roc_points, "auc", roc_auc_score), (pr_points, "average_precision", average_precision_score)],
+)
+def test_curve_of_several_folds_is_the_mean_of_theirs_whatever_the_scale_of_their_scores(points, area, expected):
+    folds = [predictions(n, seed=n, strength=0.5).assign(part=f"fold {n}") for n in (31, 47, 400)]
+    table = points(pd.concat(folds, ignore_index=True), CLASSES)
+    squeezed = folds[0].assign(**{f"p_{index}": folds[0][f"p_{index}"] / 10 for index in range(3)})
+    assert points(pd.concat([squeezed, *folds[1:]], ignore_index=True), CLASSES).equals(table)
+    for index, name in enumerate(CLASSES):
+        curve = table[table["class"] == name]
+        wanted = np.mean([expected(fold["label"] == index, fold[f"p_{index}"]) for fold in folds])
+        assert curve[area].unique() == pytest.approx([wanted])
+        assert np.trapezoid(curve["y"], curve["x"]) == pytest.approx(wanted, abs=1e-3)
+        assert len(curve) <= 200 and (np.diff(curve["x"]) >= 0).all()
+        assert 0 <= curve["y"].min() and curve["y"].max() <= 1
+
+
+def test_roc_of_two_folds_by_hand():
+    """One fold of perfect order, one of the order 0 1 1 0: half way between them the mean curve."""
+    label, score = [1, 0, 1, 0] * 2, [0.9, 0.2, 0.8, 0.1, 0.7, 0.9, 0.6, 0.5]
+    frame = pd.DataFrame({"method": "KD", "label": label, "p_1": score, "part": [0] * 4 + [1] * 4})
+    curve = roc_points(frame.assign(p_0=1 - frame["p_1"]), ("a", "b")).query("`class` == 'b'")
+    assert curve["auc"].iloc[0] == 0.75
+    assert curve[["x", "y"]].drop_duplicates().to_numpy().tolist() == [[0, 0], [0, 0.5], [0.5, 0.5], [0.5, 1], [1, 1]]
+
+
+def test_folds_without_a_class_are_left_out_of_its_curve():
+    whole, without = predictions(60).assign(part=0), predictions(60, seed=3).query("label != 2").assign(part=1)
+    both = pd.concat([whole, without], ignore_index=True)
+    for points in (roc_points, pr_points):
+        alone, found = (points(frame, CLASSES).query("`class` == 'DF'") for frame in (whole, both))
+        assert len(found) and found.reset_index(drop=True).equals(alone.reset_index(drop=True))
+
+
 def test_precision_recall_of_four_samples_has_both_ends_of_each_step():
     frame = pd.DataFrame({"method": "KD", "label": [1, 0, 1, 0], "p_1": [0.9, 0.8, 0.7, 0.1]})
     curve = pr_points(frame.assign(p_0=1 - frame["p_1"]), ("a", "b")).query("`class` == 'b'")
