@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
-import yaml
 
 from medkd.batch.node import TOPIC, n_gpus, run_node
 from medkd.batch.progress import Board
@@ -20,6 +19,7 @@ from medkd.batch.study import Cell, Node, Study, expand, nodes_of
 from medkd.errors import DataError, MedkdError
 from medkd.paths import home, reports_dir
 from medkd.report.entry import alone, checked_cohort, read_state
+from medkd.yaml_file import read_yaml
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -223,13 +223,13 @@ def _jobqueue_cluster(path: Path) -> Any:
     except ImportError as error:
         raise DataError("--jobqueue needs the package dask-jobqueue; install medkd[cluster]") from error
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = read_yaml(path)
         arguments = settings.get("arguments", {})
         # by default dask-jobqueue opens its dashboard to the whole network
         options = {"dashboard_address": LOCAL_PORT} | arguments.get("scheduler_options", {})
         cluster = getattr(dask_jobqueue, settings["cluster"])(**arguments | {"scheduler_options": options})
         cluster.scale(jobs=int(settings["jobs"]))
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(
             f"{path} must name cluster (such as SLURMCluster), jobs and arguments of dask-jobqueue: {error!r}"
         ) from error

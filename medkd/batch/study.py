@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
 from medkd.errors import DataError, ParameterError
 from medkd.report.entry import checked_name, entry_key
 from medkd.report.plan import SHORT_NAMES, Entry, plan
 from medkd.stages import stage_params
+from medkd.yaml_file import read_yaml
 
 LONGEST = 120
 """Letters of a cell's name; file systems take 255 bytes."""
@@ -97,11 +97,9 @@ class Study(BaseModel):
             ParameterError: a key is unknown (the nearest is told), missing, or has a wrong value.
         """
         try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            values = read_yaml(Path(path))
         except FileNotFoundError as error:
             raise DataError(f"there is no study file {path}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise DataError(f"{path} is no readable YAML ({str(error).splitlines()[0]}); correct it") from error
         try:
             study = cls.model_validate(values)
         except ValidationError as error:

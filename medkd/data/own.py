@@ -111,6 +111,10 @@ def _check_labels(schema: OwnSchema, table: pd.DataFrame) -> None:
             f"{', '.join(schema.classes)}, for {first_few(strange['id'].tolist())}; correct these rows, or add it to "
             f"classes in {SCHEMA_FILE}"
         )
+    if table["class"].nunique() < 2:
+        raise DataError(
+            f"{schema.table} has rows of one class only, {table['class'].iloc[0]}; medkd needs rows of two or more"
+        )
 
 
 def _ids(schema: OwnSchema, rows: pd.DataFrame) -> pd.Series:

@@ -19,6 +19,7 @@ from medkd.data.published_splits import PARTS
 from medkd.data.tables import FALSE_WORDS, TRUE_WORDS
 from medkd.errors import DataError
 from medkd.files import write_atomically
+from medkd.yaml_file import read_yaml
 
 SCHEMA_FILE = "medkd.yaml"
 TABLE_NAMES = ("table.csv", "metadata.csv", "labels.csv")
@@ -30,6 +31,8 @@ PATIENT_NAMES = (
 ID_NAMES = ("id", "sample", "sample_id", "image_id", "img_id", "isic_id", "unnamed:_0", "index", "nr")
 MAX_CLASSES, MAX_WORDS = 50, 20
 """More different values than this are no classes, no category."""
+NO_LABEL = {"", "na", "n/a", "nan", "null"}
+"""Words that a program writes for a label that is not there, in lower case; not proposed as classes."""
 RARE_SHARE = 0.05
 """Classes with fewer than this share of the rows are proposed as rare; of ISIC 2018 it makes the published choice."""
 METADATA = "metadata"
@@ -78,10 +81,8 @@ def read_schema(folder: Path) -> OwnSchema:
             "infers, and confirm"
         )
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path, cure="correct or delete it")
         return OwnSchema.model_validate(values)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is no readable YAML ({str(error).splitlines()[0]}); correct or delete it") from error
     except ValidationError as error:
         # A misspelt key is also a missing one, and its own message helps more.
         first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
@@ -139,7 +140,7 @@ def infer(folder: Path) -> OwnSchema:
     flags = [name for name in left if _is_flag(table[name])]
     numbers = [name for name in left if name not in flags and _is_number(table[name])]
     words = [name for name in left if name not in (*numbers, *flags) and 2 <= _n_values(table[name]) <= MAX_WORDS]
-    counts = Counter(name for name in table[label] if name)
+    counts = Counter(name for name in table[label] if name.lower() not in NO_LABEL)
     classes = sorted(counts, key=lambda name: (-counts[name], name))
     paired = len(images) == 2 or bool(images and (numbers or flags or words))
     return OwnSchema(

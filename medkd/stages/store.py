@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from medkd.errors import DataError
 from medkd.files import locked, write_json
 from medkd.paths import runs_dir
 
@@ -52,16 +53,39 @@ class Run:
     made: bool = field(default=False, compare=False)
 
     def table(self, name: str) -> pd.DataFrame:
-        """The table `name`.csv of the run; ids stay strings, and empty texts stay empty texts."""
-        frame = pd.read_csv(self.folder / f"{name}.csv", dtype={"id": str, "patient": str, "roi": str, "setting": str})
+        """The table `name`.csv of the run; ids stay strings, and empty texts stay empty texts.
+
+        Raises:
+            DataError: it is not there, or cannot be read.
+        """
+        path = self.folder / f"{name}.csv"
+        try:
+            frame = pd.read_csv(path, dtype={"id": str, "patient": str, "roi": str, "setting": str})
+        except (OSError, ValueError) as error:  # pandas' own CSV errors are ValueErrors
+            raise self._damaged(path, error) from error
         texts = frame.select_dtypes(exclude=["number", "bool"]).columns
         return frame.fillna(dict.fromkeys(texts, ""))
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors of `name`.safetensors, on the CPU."""
+        """The tensors of `name`.safetensors, on the CPU.
+
+        Raises:
+            DataError: it is not there, or cannot be read.
+        """
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        return load_file(self.folder / f"{name}.safetensors")
+        path = self.folder / f"{name}.safetensors"
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise self._damaged(path, error) from error
+
+    def _damaged(self, path: Path, error: Exception) -> DataError:
+        return DataError(
+            f"{path.name} of the finished run {self.stage} {self.key} cannot be read ({error}); delete the folder "
+            f"{self.folder}, and what needs the run makes it again"
+        )
 
 
 @dataclass(frozen=True)

@@ -97,8 +97,22 @@ def test_files_that_are_no_study_are_named(tmp_path):
     (tmp_path / "study.yaml").write_text("a: [")
     with pytest.raises(DataError, match="is no readable YAML"):
         Study.read(tmp_path / "study.yaml")
+    good = written(tmp_path, grid=None).read_text()
+    for more, problem in (("\nseed: 1\nseed: 2\n", '"seed" stands twice'), ("\ngrid: &all {a: [*all]}\n", "recursive")):
+        (tmp_path / "study.yaml").write_text(good + more)
+        with pytest.raises(DataError, match=f"is no readable YAML in line [0-9]+: .*{problem}"):
+            Study.read(tmp_path / "study.yaml")
+    (tmp_path / "study.yaml").write_bytes("name: Größe".encode("latin-1"))
+    with pytest.raises(DataError, match="is no UTF-8 text"):
+        Study.read(tmp_path / "study.yaml")
     failed = CliRunner().invoke(app, ["batch", str(tmp_path / "nowhere.yaml")])
     assert failed.exit_code == 2 and "nowhere.yaml" in failed.stderr
+
+
+def test_anchors_of_yaml_are_taken(tmp_path):
+    path = written(tmp_path, cells=None)
+    path.write_text(path.read_text() + "\ncells:\n- &first {seed: 1, name: a}\n- {<<: *first, name: b}\n")
+    assert Study.read(path).cells == [{"seed": 1, "name": "a"}, {"seed": 1, "name": "b"}]
 
 
 def test_a_relative_root_counts_from_the_study_file(tmp_path):

@@ -104,7 +104,8 @@ def test_mistakes_in_the_schema_are_told_with_file_and_key(pairs):
     for change, message in (
         (lambda text: text.replace("patient:", "pateint:"), '"pateint": .*did you mean "patient"'),
         (lambda text: text.replace("chain: teacher-student", "chain: student"), '"chain": .*teacher-student'),
-        (lambda text: text + "\n: [", "is no readable YAML"),
+        (lambda text: text + "\n: [", "is no readable YAML in line [0-9]+: .*; correct or delete it"),
+        (lambda text: text + "\nlabel: photo\n", 'is no readable YAML in line [0-9]+: "label" stands twice'),
         (lambda text: text.replace("label: diagnosis", "label: dignosis"), r"names the column\(s\) dignosis"),
         (
             lambda text: text.replace("[benign, malign]", "[benign, other]"),
@@ -123,6 +124,20 @@ def test_mistakes_in_the_schema_are_told_with_file_and_key(pairs):
         path.write_text(change(good), encoding="utf-8")
         with pytest.raises(DataError, match=message):
             own.read(pairs)
+
+
+def test_a_label_that_is_not_there_is_no_class_and_one_class_alone_is_refused(pairs):
+    def missing_last(table):
+        return table.assign(diagnosis=[*table["diagnosis"][:-1], "NaN"])
+
+    rewrite(pairs, missing_last)
+    assert infer(pairs).classes == ["benign", "malign"]
+    confirm(pairs)
+    with pytest.raises(DataError, match='has the diagnosis "NaN", which is none of benign, malign'):
+        own.read(pairs)
+    rewrite(pairs, lambda table: table.assign(diagnosis="malign"))
+    with pytest.raises(DataError, match="has rows of one class only, malign; medkd needs rows of two or more"):
+        own.read(pairs)
 
 
 def test_one_image_and_columns_make_a_teacher_with_metadata(pairs):

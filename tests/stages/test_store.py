@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
+from medkd.errors import DataError
 from medkd.files import write_json, write_table, write_tensors
 from medkd.stages.store import Unit, load, load_or_make
 
@@ -68,6 +69,23 @@ def test_a_half_written_record_does_not_count(project):
     unit().folder.mkdir(parents=True)
     (unit().folder / "run.json").write_text('{"stage": "02')
     assert load(unit()) is None
+
+
+def test_files_of_a_finished_run_that_cannot_be_read_are_named_with_the_cure(project):
+    def make(folder):
+        (folder / "model.safetensors").write_bytes(b"half")
+        (folder / "history.csv").write_text("")
+        return {}
+
+    run = load_or_make(unit(), make)
+    for read, name in (
+        (run.tensors, "model"),
+        (run.tensors, "features"),
+        (run.table, "history"),
+        (run.table, "ids"),
+    ):
+        with pytest.raises(DataError, match=f"{name}.* of the finished run .* cannot be read .*; delete the folder"):
+            read(name)
 
 
 def test_every_part_of_a_unit_changes_its_key(project):

@@ -1,0 +1,53 @@
+"""YAML files that researchers write: safe, and without what a reader would silently drop."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from medkd.errors import DataError
+
+
+class _Strict(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping, and an alias inside what it stands for."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if (key.tag, key.value) in seen:
+                raise yaml.constructor.ConstructorError(None, None, f'"{key.value}" stands twice', key.start_mark)
+            seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep=True)
+
+
+def _whole(loader: _Strict, node: yaml.Node) -> Any:
+    """A mapping at once with all that is in it: PyYAML's own, which fills it later, lets it hold itself."""
+    return loader.construct_mapping(node)
+
+
+_Strict.add_constructor("tag:yaml.org,2002:map", _whole)
+
+
+def read_yaml(path: Path, *, cure: str = "correct it") -> Any:
+    """What a YAML file holds, as plain values.
+
+    Args:
+        path: of the file.
+        cure: what to do about a file that cannot be read, for the error.
+
+    Raises:
+        OSError: there is no such file, or it may not be read.
+        DataError: it is no text, no YAML, has a key twice in one mapping, or an alias inside what it stands for.
+    """
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Strict)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no UTF-8 text; {cure}") from error
+    except yaml.MarkedYAMLError as error:
+        place = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise DataError(f"{path} is no readable YAML{place}: {error.problem}; {cure}") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise DataError(f"{path} is no readable YAML: {error}; {cure}") from error
