@@ -28,6 +28,8 @@ MEMORY_EACH = 4 * 2**30
 """Bytes that a notebook should have; a machine with little memory runs fewer at once."""
 DEATHS = 3  # of workers under one notebook, after which it counts as the cause
 CONNECT_WITHIN = 10  # seconds
+STOP_WITHIN = 30.0
+"""Seconds that notebooks have to stop after an interruption: a training ends its step and writes its checkpoint."""
 LOCAL_PORT = "127.0.0.1:0"
 """Of the scheduler's pages: any free port, not to be reached from other machines."""
 
@@ -103,7 +105,7 @@ def _run_all(client: Client, study: Study, nodes: list[Node], board: Board, cell
     from distributed import as_completed
     from distributed.comm import CommClosedError
 
-    client.subscribe_topic(TOPIC, lambda event: board.started(event[1]["node"]))
+    client.subscribe_topic(TOPIC, lambda event: board.heard(**{key: event[1][key] for key in ("node", "status")}))
     futures: dict[str, Future] = {}
     attempt = uuid.uuid4().hex[:8]  # on a cluster the interrupted task of an earlier attempt may not have ended yet
     for node in nodes:  # in the order of the chains, so that what a node needs is there
@@ -118,6 +120,7 @@ def _run_all(client: Client, study: Study, nodes: list[Node], board: Board, cell
     except BaseException as error:
         if client.status == "running":
             client.cancel(list(futures.values()), force=True)
+            board.wait_for_stops(STOP_WITHIN)  # a cluster that closes kills its workers after a few seconds
         if isinstance(error, CommClosedError):
             raise SchedulerLost(LOST) from error
         raise

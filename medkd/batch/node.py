@@ -21,11 +21,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from medkd.report.status import VARIABLE, read_status
+
 if TYPE_CHECKING:
     from distributed import Worker
 
 TOPIC = "medkd"
-"""Of the events by which workers say what they have begun."""
+"""Of the events by which workers say what they have begun, where it stands, and that it has ended."""
+BEGUN, ENDED = "running", "ended"
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 LOOK_EVERY = 1.0  # seconds
 
@@ -42,9 +45,10 @@ def run_node(work: Mapping[str, Any], *needed: Mapping[str, Any]) -> dict[str, A
     if failed := [result for result in needed if result["state"] != "finished"]:
         return {"state": "skipped", "error": f"a notebook before it failed: {failed[0]['error']}", "seconds": 0.0}
     worker = get_worker()
-    worker.log_event(TOPIC, {"node": work["node"]})
+    worker.log_event(TOPIC, {"node": work["node"], "status": BEGUN})
     memory = 0 if n_gpus() else int(worker.memory_manager.memory_limit or 0)  # drivers of GPUs map more than they use
-    environment = os.environ | {"MEDKD_HOME": work["home"], "MEDKD_COMMAND": work["command"]}
+    status = Path(work["folder"]) / "notebooks" / f".{work['name']}.status"
+    environment = os.environ | {"MEDKD_HOME": work["home"], "MEDKD_COMMAND": work["command"], VARIABLE: str(status)}
     process = subprocess.Popen(
         [sys.executable, "-m", "medkd.batch.node"],
         stdin=subprocess.PIPE,
@@ -55,7 +59,11 @@ def run_node(work: Mapping[str, Any], *needed: Mapping[str, Any]) -> dict[str, A
         cwd=work["home"],
         start_new_session=True,  # Ctrl-C of a terminal is for the client, which may ignore it (a script's `&`)
     )
-    output, errors = _told_to_the_end(process, json.dumps({**work, "memory": memory}), worker)
+    try:
+        output, errors = _told_to_the_end(process, json.dumps({**work, "memory": memory}), worker, work["node"], status)
+    finally:
+        status.unlink(missing_ok=True)
+        worker.log_event(TOPIC, {"node": work["node"], "status": ENDED})
     lines = output.strip().splitlines()
     if process.returncode or not lines:
         reason = errors.strip().splitlines()[-1] if errors.strip() else f"its process ended with {process.returncode}"
@@ -63,15 +71,23 @@ def run_node(work: Mapping[str, Any], *needed: Mapping[str, Any]) -> dict[str, A
     return json.loads(lines[-1])
 
 
-def _told_to_the_end(process: subprocess.Popen, text: str | None, worker: Worker) -> tuple[str, str]:
-    """What the process prints, once it has read `text`; it is stopped when nobody waits for the task any more."""
+def _told_to_the_end(
+    process: subprocess.Popen, text: str | None, worker: Worker, node: str, status: Path
+) -> tuple[str, str]:
+    """What the process prints, once it has read `text`; it is stopped when nobody waits for the task any more.
+
+    What its kernel writes to `status` is passed on meanwhile.
+    """
     task = worker.state.tasks[worker.get_current_task()]
-    asked = False
+    asked, told = False, ""
     while True:
         try:
             return process.communicate(text, timeout=LOOK_EVERY)
         except subprocess.TimeoutExpired:  # nothing is lost when `communicate` is called again, without the text
             text = None
+            if (line := read_status(status)) not in ("", told):
+                told = line
+                worker.log_event(TOPIC, {"node": node, "status": line})
             if task.state == "cancelled" and not asked:
                 asked = True
                 process.terminate()

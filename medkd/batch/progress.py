@@ -5,9 +5,11 @@ from __future__ import annotations
 import statistics
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from medkd.batch.node import BEGUN, ENDED
 from medkd.batch.study import Cell, Node, Study
 from medkd.errors import DataError
 from medkd.files import write_json
@@ -15,6 +17,8 @@ from medkd.paths import reports_dir
 from medkd.report.entry import code_digest
 
 OPEN = ("waiting", "running")
+SAY_EVERY = 300.0
+"""Seconds between lines that a log gets while notebooks run; a terminal has them at once."""
 
 
 class Board:
@@ -43,19 +47,35 @@ class Board:
         self.states = {key: {"state": "waiting" if key in set(waiting) else "finished"} for key in nodes}
         self.n_workers = 1
         self.live = sys.stderr.isatty()
-        self._lock = threading.Lock()  # Dask calls `started` from a thread of its own
+        self._said = 0.0
+        self._at_work: set[str] = set()
+        self._lock = threading.Lock()  # Dask calls `heard` from a thread of its own
 
-    def started(self, key: str) -> None:
-        """A worker has begun a notebook."""
+    def heard(self, node: str, status: str) -> None:
+        """A worker has begun a notebook, tells where it stands, or has ended it (what came of it, `ended` is told)."""
         with self._lock:
-            if self.states.get(key, {}).get("state") in OPEN:
-                self.states[key] = {"state": "running"}
-                self._show(f"{self._where(key)}: running")
+            if self.states.get(node, {}).get("state") not in OPEN:
+                return
+            if status == ENDED:
+                self._at_work.discard(node)
+            elif status == BEGUN:
+                self._at_work.add(node)
+                self.states[node] = {"state": "running"}
+                self._show(f"{self._where(node)}: running")
                 self.save()
+            elif self.live or time.monotonic() - self._said >= SAY_EVERY:
+                self._show(f"{self._where(node)}: {status}")
+
+    def wait_for_stops(self, seconds: float) -> None:
+        """Wait until the workers have ended all notebooks that they had begun, for so long at most."""
+        deadline = time.monotonic() + seconds
+        while self._at_work and time.monotonic() < deadline:
+            time.sleep(0.1)
 
     def ended(self, key: str, result: Mapping[str, Any]) -> None:
         """A notebook has ended, with state, error and seconds."""
         with self._lock:
+            self._at_work.discard(key)
             self.states[key] = dict(result)
             text = f"{self._where(key)}: {result['state']}"
             text += f" in {result['seconds']:.0f} s" if result["state"] == "finished" else f" ({result['error']})"
@@ -92,16 +112,15 @@ class Board:
         return text + (f", about {_duration(left)} left" if left else "")
 
     def seconds_left(self) -> float:
-        """Estimate from the notebooks that finished: the median of the same notebook, or of all; 0 without any."""
+        """Estimate from the notebooks that finished, by the median of the same one; 0 where one never finished yet."""
         times: dict[str, list[float]] = {}
         for key, state in self.states.items():
             if state["state"] == "finished" and state.get("seconds"):
                 times.setdefault(self.nodes[key].entry.notebook, []).append(state["seconds"])
-        if not times:
+        waiting = [self.nodes[key].entry.notebook for key, state in self.states.items() if state["state"] in OPEN]
+        if not set(waiting) <= set(times):
             return 0.0
-        usual = statistics.median(second for each in times.values() for second in each)
-        open_nodes = [key for key, state in self.states.items() if state["state"] in OPEN]
-        each = [statistics.median(times.get(self.nodes[key].entry.notebook, [usual])) for key in open_nodes]
+        each = [statistics.median(times[notebook]) for notebook in waiting]
         return sum(each) / max(1, min(self.n_workers, len(each)))
 
     def save(self) -> None:
@@ -143,6 +162,7 @@ class Board:
         if self.live:
             print(f"\r\033[K{self.summary()}; {event}"[:200], end="", file=sys.stderr, flush=True)
         else:
+            self._said = time.monotonic()
             self.say(f"{event}; {self.summary()}")
 
 

@@ -9,6 +9,7 @@ from medkd.data.cohort import Cohort
 from medkd.paths import reports_dir
 from medkd.report.artifacts import Artifacts
 from medkd.report.index import forget
+from medkd.report.status import follow_trainings
 from medkd.report.style import use_style
 from medkd.stages.context import cohort_for
 from medkd.stages.params import StageParams
@@ -23,6 +24,7 @@ def begin(params: StageParams) -> tuple[Cohort, Artifacts]:
     import torch
 
     use_style()
+    follow_trainings()
     cohort = cohort_for(params)
     folder, stage = reports_dir() / params.report, f"{params.stage}.{params.dataset}"
     forget(folder, stage)

@@ -44,10 +44,15 @@ Listener = Callable[[Progress], Any]
 _listeners: list[Listener] = []
 
 
+def listen(listener: Listener) -> None:
+    """From now on every training in this process tells the listener."""
+    _listeners.append(listener)
+
+
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
     """While the block runs, every training in this process tells the listener."""
-    _listeners.append(listener)
+    listen(listener)
     try:
         yield
     finally:

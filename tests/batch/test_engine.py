@@ -16,7 +16,7 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_notebook
 
-from medkd.batch import engine
+from medkd.batch import engine, progress
 from medkd.batch.engine import run_study
 from medkd.batch.study import Study
 from medkd.data.own_schema import infer, write_schema
@@ -26,6 +26,7 @@ from medkd.stages import stage_params
 TRAIN = """
 import os, time, torch
 from torch import nn
+from medkd.report.status import follow_trainings
 from medkd.stages.store import Unit, load_or_make
 from medkd.training.loop import fit, linear_decay
 
@@ -38,6 +39,8 @@ class Step:
         return self.modules(rows.float()[:, None]).pow(2).mean(), {}
     def after_step(self): pass
     def validate(self): return {}
+
+follow_trainings()
 
 def make(folder):
     step = Step()
@@ -144,13 +147,16 @@ def states(project, name="study"):
 
 
 @pytest.mark.slow
-def test_shared_notebooks_run_once_failures_stop_what_needs_them_and_the_rest_goes_on(project):
+def test_shared_notebooks_run_once_failures_stop_what_needs_them_and_the_rest_goes_on(project, monkeypatch):
+    monkeypatch.setattr(progress, "SAY_EVERY", 0)
     write_notebook(project, "02_teacher_training", "if seed: raise ValueError('no such weights')\n" + TRAIN)
     cells = [{"seed": 0, "n_resamples": 100}, {"seed": 0, "n_resamples": 200}, {"seed": 1}]
     path = study_file(project, grid={}, cells=cells, parameters={"teacher.epochs": 1})
     unfinished, said = run_here(path, workers=2)
     assert unfinished == ["own+seed=1"]
     assert "own+seed=1/02_teacher_training: failed (02_teacher_training.own, cell 3" in said
+    assert "own+n_resamples=100+seed=0/02_teacher_training: training 1: tiny, epoch 1 of 1; " in said
+    assert not list(project.rglob("*.status"))
     assert "no such weights" in said and "2 of 3 cells finished, 0 running, 1 failed" in said
     assert sorted(lines_of(project, "ran.txt")) == ["01 0", "01 1", "02 0", "02 1", "07 0", "07 0"]
     assert sorted(states(project)) == ["failed"] + ["finished"] * 7 + ["skipped"]
@@ -186,7 +192,7 @@ def test_an_interrupted_study_ends_soon_and_goes_on(project):
     wait_for(lambda: has_ended(kernel), 10)
     assert states(project) == ["waiting"]
     stopped = project / "reports" / "study" / "own+seed=0" / "notebooks" / "02_teacher_training.own.ipynb"
-    assert "This run stopped: interrupt" in nbformat.read(stopped, as_version=4).cells[0].source
+    wait_for(lambda: "This run stopped: interrupt" in nbformat.read(stopped, as_version=4).cells[0].source, 10)
     assert run_here(path)[0] == []
     assert N_ALL <= len(lines_of(project, "steps.txt")) <= N_ALL + 2
 

@@ -1,11 +1,14 @@
 """Study files and what they come to; nothing is run."""
 
 import json
+import time
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
+from medkd.batch import progress
+from medkd.batch.node import BEGUN, ENDED
 from medkd.batch.progress import Board
 from medkd.batch.study import Study, expand, nodes_of
 from medkd.cli import app
@@ -169,18 +172,45 @@ def test_the_board_counts_cells_and_estimates_from_what_finished(tmp_path, noteb
     assert board.summary() == "0 of 4 cells finished, 0 running"
     first = of_cell[cells[0].name]
     for key, seconds in zip(first, (2, 10, 20, 4), strict=True):
-        board.started(key)
+        assert board.seconds_left() == 0  # nobody knows how long the notebooks take that have not finished yet
+        board.heard(key, BEGUN)
         board.ended(key, {"state": "finished", "seconds": seconds, "error": ""})
     # open: one exploration (2), one teacher (10), three students (20), three evaluations (4)
     assert board.seconds_left() == 2 + 10 + 60 + 12
     assert board.summary().startswith("1 of 4 cells finished")
-    board.started(of_cell[cells[1].name][2])
+    board.heard(of_cell[cells[1].name][2], BEGUN)
     record = json.loads((notebooks / "reports" / "ablation" / "study.json").read_text())
     assert list(record) == ["name", "study", "code", "cells"] and record["study"]["grid"] == GOOD["grid"]
     assert [each["state"] for each in record["cells"][1]["notebooks"]] == ["finished"] * 2 + ["running", "waiting"]
     board.ended(of_cell[cells[1].name][2], {"state": "failed", "seconds": 1, "error": "no such weights"})
     assert board.cell_state(cells[1].name) == "failed"
     assert cells[1].name in board.close()
+
+
+def test_a_log_hears_of_a_running_notebook_now_and_then_and_the_board_knows_when_all_have_ended(
+    tmp_path, notebooks, monkeypatch
+):
+    study = Study.read(written(tmp_path, cells=None))
+    nodes, of_cell = nodes_of(cells := expand(study), {"phantom-glioma": "content"})
+    (notebooks / "reports" / "ablation").mkdir(parents=True)
+    said = []
+    board = Board(study, cells, nodes, of_cell, waiting=list(nodes), say=said.append)
+    first = of_cell[cells[0].name][0]
+    board.heard(first, BEGUN)
+    board.heard(first, "training 1: teacher, epoch 2 of 8")
+    assert len(said) == 1, "the line before it is a moment old"
+    monkeypatch.setattr(progress, "SAY_EVERY", 0)
+    board.heard(first, "training 1: teacher, epoch 3 of 8")
+    assert "/01_data_exploration: training 1: teacher, epoch 3 of 8; 0 of 4 cells finished, " in said[1]
+    start = time.monotonic()
+    board.wait_for_stops(0.3)
+    assert time.monotonic() - start >= 0.3
+    board.heard(first, ENDED)
+    board.wait_for_stops(3600)
+    assert board.states[first] == {"state": "running"}, "what came of it is told by `ended`"
+    board.ended(first, {"state": "finished", "seconds": 1, "error": ""})
+    board.heard(first, "late")
+    assert len(said) == 3
 
 
 def test_a_dry_run_tells_what_would_run_and_runs_nothing(tmp_path, notebooks):
