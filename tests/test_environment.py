@@ -34,3 +34,12 @@ def test_lock_file_pins_every_dependency_and_names_no_index():
     assert wanted().keys() <= pinned
     strange = [line for line in lines if not re.match(r"[A-Za-z0-9._-]+(\[[a-z,]+\])?==[^ ]+( ; .*)?$", line)]
     assert not strange, f"the lock file should hold pinned packages only: {strange}"
+
+
+def test_citation_file_names_this_version_and_licence():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert [cited[name] for name in ("title", "version", "license", "abstract")] == [
+        project[name] for name in ("name", "version", "license", "description")
+    ]
+    assert len(cited["references"]) == 3
