@@ -34,7 +34,8 @@ app.command()(bundle)
 def report(
     study: Annotated[str, typer.Argument(help="A study that `medkd batch` ran: compare its cells, run nothing.")] = "",
     dataset: Annotated[
-        str, typer.Option(help="Cohort by name (see `medkd data list`); without it the three simulated ones.")
+        str,
+        typer.Option(help="Cohort by name (see `medkd data list`); without it the preset's simulated ones."),
     ] = "",
     root: Root = "",
     name: Annotated[str, typer.Option(help="Folder under reports/; default: `quick`, or the dataset's name.")] = "",

@@ -1,4 +1,4 @@
-"""The `medkd batch` command."""
+"""The commands that train: `medkd batch` and `medkd train`."""
 
 from __future__ import annotations
 

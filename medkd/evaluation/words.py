@@ -11,7 +11,7 @@ WORDS = {
     "f1_micro": "micro F1",
     "ece": "ECE",
     "c_index": "C-index",
-    "knn_accuracy": "kNN accuracy",
+    "knn_balanced_accuracy": "kNN balanced accuracy",
 }
 """How papers write the metrics whose names differ from that by more than underscores."""
 

@@ -263,7 +263,9 @@ def _digits(value: Any) -> str:
 
 
 def _latex(text: str) -> str:
-    return "".join(LATEX.get(letter, letter) for letter in text)
+    """Text for LaTeX; the hyphen of a negative number is a minus."""
+    escaped = "".join(LATEX.get(letter, letter) for letter in text)
+    return re.sub(r"(?<![\w.-])-(?=\.?\d)", "$-$", escaped)
 
 
 def _plain(value: Any) -> Any:

@@ -21,11 +21,14 @@ DASHES = ("-", "--", ":", "-.")  # and lines that share a colour with the next d
 
 
 def line_styles(colours: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """Colour and dash of each name's line, for `ax.plot`: names that share a colour differ in their dash."""
+    """Colour and dash of each name's line, for `ax.plot`: its colour and the first dash that is left of it.
+
+    Where none is left another colour is taken; only the 29th name looks like one before it.
+    """
     styles: dict[str, dict[str, str]] = {}
     for name, colour in colours.items():
-        n_before = sum(style["color"] == colour for style in styles.values())
-        styles[name] = {"color": colour, "linestyle": DASHES[n_before % len(DASHES)]}
+        mine = [{"color": each, "linestyle": dash} for each in (colour, *PALETTE) for dash in DASHES]
+        styles[name] = next((style for style in mine if style not in styles.values()), mine[0])
     return styles
 
 
@@ -100,7 +103,7 @@ def interval_bars(table: pd.DataFrame, ax: Axes) -> Axes:
     """
     columns = (table[column] for column in ("method", "value", "low", "high"))
     for place, (method, value, low, high) in enumerate(zip(*columns, strict=True)):
-        colour = method_colour(method)
+        colour = method_colour(method, other="0.5")
         ax.plot([low, high], [place, place], color=colour, linewidth=1.6, solid_capstyle="butt")
         ax.plot([value], [place], "o", color=colour, markersize=4.5)
     ax.set_yticks(range(len(table)), labels=[on_short_lines(method) for method in table["method"]])

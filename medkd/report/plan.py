@@ -131,7 +131,7 @@ def plan(
                 continue
             common = {"dataset": dataset, "root": root, "report": report, "device": device, "seed": seed}
             parameters = common | _settings(fitted.get(dataset, {}), stage, by_stage)
-            for upstream in _upstream_of(classes[stage]):
+            for upstream in classes[stage].upstream:
                 changed = _settings(fitted.get(dataset, {}), SHORT_NAMES[upstream], by_stage)
                 if changed:
                     parameters[upstream] = changed | parameters.get(upstream, {})
@@ -152,7 +152,8 @@ def assign(overrides: Mapping[str, Any], stages: Sequence[str]) -> dict[str, dic
         name for cls in classes.values() for name in cls.model_fields
     }
     read = {name for short, cls in classes.items() if short != "evaluation" for name in cls.model_fields}
-    read |= set(stage_params()["07_evaluation"].__annotations__)  # not what it inherits for the networks of one chain
+    # the evaluation holds the parameters of both chains' networks; it reads those of the chain that runs, and its own
+    read |= {"n_resamples", *(stage for cls in classes.values() for stage in cls.upstream if stage in classes)}
     assigned: dict[str, dict[str, Any]] = {notebook: {} for notebook in stages}
     for given, value in overrides.items():
         if given.rpartition(".")[2] in OF_THE_WHOLE:
@@ -210,8 +211,3 @@ def _settings(
     fields = stage_params()[stage].model_fields
     general = {name: value for name, value in fitted.get("*", {}).items() if name in fields}
     return general | fitted.get(short, {}) | dict(by_stage.get(stage, {}))
-
-
-def _upstream_of(cls: Any) -> list[str]:
-    """Short names of the stages whose parameters the class takes."""
-    return [name for name in cls.upstream if name in cls.model_fields]

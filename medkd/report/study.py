@@ -180,7 +180,7 @@ def _runs_behind(evaluated: list[Evaluated]) -> list[tuple[Run, str, str]]:
     n_conditions = len({each.condition for each in evaluated})
     for key, run in runs.items():
         label, comma, part = run.title.rpartition(", ")  # the name of an ablation has a comma of its own
-        label, part = (label, part) if comma else (part, "")
+        label, part = (label.removeprefix("student "), part) if comma else (part, "")  # methods have colours by name
         own = {each.condition for each in users[key]}
         if len(own) < n_conditions and n_conditions > 1:
             label = f"{label} [{'; '.join(sorted(own))}]"

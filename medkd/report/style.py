@@ -77,10 +77,11 @@ def panels(n: int, *, height: float = 2.1) -> tuple[Figure, list[Axes]]:
     return fig, list(axes.flat[:n])
 
 
-def method_colour(method: str) -> str:
+def method_colour(method: str, other: str = "") -> str:
     """The colour of a method, the same in every figure and for every "K=..."; "<modality> only" is "second only".
 
-    A student with a refitted head ("Hbr.Dst. + LR") has the colour of the student.
+    A student with a refitted head ("Hbr.Dst. + LR") has the colour of the student. A method without a colour of its own
+    has `other`, or one of the palette, always the same.
     """
     method = method.split(" K=")[0]
     if method not in METHOD_COLOURS and method.removesuffix(" + LR") in METHOD_COLOURS:
@@ -89,4 +90,4 @@ def method_colour(method: str) -> str:
         return METHOD_COLOURS[method]
     if method.endswith(" only"):
         return METHOD_COLOURS["second only"]
-    return PALETTE[zlib.crc32(method.encode()) % len(PALETTE)]
+    return other or PALETTE[zlib.crc32(method.encode()) % len(PALETTE)]

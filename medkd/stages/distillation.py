@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -62,7 +63,7 @@ class DistillationParams(OptimiserParams):
 
     methods: list[Literal[METHODS]] = Field(
         ["ce", "kd", "gmcd"],
-        description="students to train: ce, gmcd, or baselines by name (listed above)",
+        description=f"students to train: {', '.join(METHODS)}",
         json_schema_extra={"unkeyed": True},
     )
     ablations: list[Literal[tuple(ABLATIONS)]] = Field(
@@ -110,15 +111,7 @@ def student_run(context: Context, method: str, fold: int) -> Run:
     upstream: list[Run] = []
     taught_in: Context | None = None
     if name != "ce":
-        other_teacher = ABLATIONS.get(method, {}).get("teacher", {})
-        if params.teacher_runs:
-            run, taught_in = given_teacher(params.teacher_runs[min(fold, len(params.teacher_runs) - 1)], context, fold)
-            if other_teacher:  # one that was trained as the given one was, but for what the ablation takes away
-                taught_in = dataclasses.replace(taught_in, params=taught_in.params.model_copy(update=other_teacher))
-        else:
-            taught_in = Context.of(params.of("teacher"))
-        if other_teacher or not params.teacher_runs:
-            run = teacher_run(taught_in, "both", fold)
+        run, taught_in = teacher_of(context, fold, ABLATIONS.get(method, {}).get("teacher"))
         upstream = [run]
     own = {field for field in type(params).model_fields if field not in OptimiserParams.model_fields}
     unread = own - METHOD_FIELDS[name] if name in METHOD_FIELDS else set()
@@ -133,6 +126,28 @@ def student_run(context: Context, method: str, fold: int) -> Run:
         title,
     )
     return load_or_make(unit, lambda folder: _train(context, name, fold, upstream, taught_in, folder, title))
+
+
+def teacher_of(context: Context, fold: int, without: Mapping[str, Any] | None = None) -> tuple[Run, Context]:
+    """The teacher of the students of a fold, and the context that its network is built in.
+
+    Args:
+        context: of the students.
+        fold: of the student.
+        without: parameters of the teacher's stage that an ablation changes.
+
+    Raises:
+        DataError: a given teacher does not fit, see `medkd.stages.teacher.given_teacher`.
+    """
+    given = context.params.teacher_runs
+    if not given:
+        taught_in = Context.of(context.params.of("teacher"))
+        return teacher_run(taught_in, "both", fold), taught_in
+    run, taught_in = given_teacher(given[min(fold, len(given) - 1)], context, fold)
+    if without:  # one that was trained as the given one was, but for what the ablation takes away
+        taught_in = dataclasses.replace(taught_in, params=taught_in.params.model_copy(update=without))
+        run = teacher_run(taught_in, "both", fold)
+    return run, taught_in
 
 
 def _ablated(params: DistillationParams, name: str) -> DistillationParams:

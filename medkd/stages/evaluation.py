@@ -26,7 +26,7 @@ from medkd.stages.self_distillation import SelfDistillationParams
 from medkd.stages.store import Run, Unit, load_or_make
 from medkd.stages.teacher import TeacherParams
 
-VERSION = 5
+VERSION = 6
 
 SITE_COLUMNS = ("site", "localization", "location", "region")
 """What a network may take for the disease: where on the body a lesion lies, as the readers' columns call it."""
@@ -44,9 +44,7 @@ class EvaluationParams(PairedParams):
         "self_distillation": SelfDistillationParams,
     }
 
-    k_shots: list[int] = Field(
-        [5], description="rare-disease chain: labelled images a class (K)", json_schema_extra={"shared": True}
-    )
+    k_shots: list[int] = shared([5], "rare-disease chain: labelled images a class (K)")
     n_tasks: int = shared(2, "rare-disease chain: random tasks for each K", ge=1)
     by_lesion: bool = shared(True, "keep other images of a support lesion out of the query set")
     folds: int = shared(2, "teacher-student chain: folds to evaluate, from fold 0 on", ge=1)

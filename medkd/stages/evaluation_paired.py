@@ -10,8 +10,8 @@ import pandas as pd
 from medkd.data.registry import chain_of
 from medkd.evaluation.predict import predict
 from medkd.stages.context import Context
-from medkd.stages.distillation import METHOD_NAMES, train_students
-from medkd.stages.paired import inputs_of, prediction_table, split_of, task_of, tensor_rows, trained_network
+from medkd.stages.distillation import METHOD_NAMES, teacher_of, train_students
+from medkd.stages.paired import inputs_of, prediction_table, run_folds, split_of, task_of, tensor_rows, trained_network
 from medkd.stages.store import Run
 from medkd.stages.teacher import network_name, train_teachers
 
@@ -42,19 +42,20 @@ class Source(NamedTuple):
 def sources_of(params: EvaluationParams) -> list[Source]:
     """All networks that the chain compares, trained first where the store lacks them."""
     students = params.of("distillation")
-    teachers = students.of("teacher")
-    taught_by = Context.of(teachers, "teacher-student", "vector")
-    sources = [
-        Source(run, network_name(taught_by.cohort, kind), kind, fold, taught_by)
-        for (kind, fold), run in train_teachers(teachers).items()
+    made_by, alone = Context.of(students, "teacher-student", "vector"), Context.of(students.of("teacher"))
+    paired = chain_of(params.dataset, params.root) != "vector"
+    sources = []
+    if paired:
+        taught_by = {fold: teacher_of(made_by, fold) for fold in run_folds(made_by)}
+        sources += [Source(run, REFERENCE, "both", fold, context) for fold, (run, context) in taught_by.items()]
+    sources += [
+        Source(run, network_name(alone.cohort, kind), kind, fold, alone)
+        for (kind, fold), run in train_teachers(alone.params, ("second",)).items()
     ]
-    if chain_of(params.dataset, params.root) == "vector":
-        return sources
-    made_by = Context.of(students)
-    return sources + [
-        Source(run, METHOD_NAMES[method], "main", fold, made_by)
-        for (method, fold), run in train_students(students).items()
-    ]
+    if paired:
+        trained = train_students(students)
+        sources += [Source(run, METHOD_NAMES[name], "main", fold, made_by) for (name, fold), run in trained.items()]
+    return sources
 
 
 def predict_all(

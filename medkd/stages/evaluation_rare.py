@@ -77,7 +77,7 @@ def sources_of(params: EvaluationParams) -> list[Source]:
 
 
 def predict_all(context: Context, sources: list[Source]) -> tuple[pd.DataFrame, Features]:
-    """Query predictions of every method, and its features of the rare images (of the first task where it has several).
+    """Query predictions of every method, and its features of the rare images (of several: last K, first task).
 
     Args:
         context: of the evaluation.
@@ -92,6 +92,7 @@ def predict_all(context: Context, sources: list[Source]) -> tuple[pd.DataFrame, 
     keys = [(k_shot, task) for _, method, k_shot, task in sources if method == REFERENCE and k_shot]
     tasks = {key: drawn_task(labelling, *key) for key in keys}
     rare = cohort.rows_of(cohort.rare_classes)
+    shown = next(key for key in keys if key[0] == keys[-1][0])
     tables, features = [], {}
     for method in dict.fromkeys(method for _, method, _, _ in sources):
         shared = [run for run, name, k_shot, _ in sources if name == method and not k_shot]
@@ -105,7 +106,7 @@ def predict_all(context: Context, sources: list[Source]) -> tuple[pd.DataFrame, 
             found = {key: _refit(labelling, of_task[key], drawn, rare) for key, drawn in tasks.items()}
         tables += [_query_table(cohort, drawn, rare, found[key], method, key) for key, drawn in tasks.items()]
         if method.removesuffix(REFIT) not in features:  # a refitted head sees the features of its student
-            features[method] = (rare, features_of(cohort, runs[keys[0]])[rare])
+            features[method] = (rare, features_of(cohort, runs[shown])[rare])
     return pd.concat(tables, ignore_index=True), features
 
 

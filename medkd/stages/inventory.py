@@ -16,7 +16,7 @@ from medkd.files import locked
 from medkd.paths import reports_dir, runs_dir
 from medkd.stages.store import Run, load_folder, with_upstream
 
-HEADLINES = ("val_balanced_accuracy", "val_auc_macro", "val_c_index", "val_accuracy", "knn_accuracy")
+HEADLINES = ("val_balanced_accuracy", "val_auc_macro", "val_c_index", "val_accuracy", "knn_balanced_accuracy")
 """Metrics that stand for a run in a list, best first."""
 UNFINISHED = "unfinished"
 

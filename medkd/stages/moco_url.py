@@ -31,8 +31,14 @@ class MocoParams(ContrastParams):
     stage: ClassVar[str] = "04_moco_url"
 
     objective: Literal["moco", "simclr"] = Field(
-        "moco", description='"moco" (momentum encoder and queue) or "simclr" (contrast inside the batch)'
+        "moco",
+        description='"moco" (momentum encoder and queue) or "simclr" (contrast inside the batch, always an MLP head)',
     )
+
+    def config(self) -> dict[str, Any]:
+        """As `StageParams.config`, without what SimCLR does not read."""
+        unread = {"queue_size", "momentum", "projection"} if self.objective == "simclr" else set()
+        return {name: value for name, value in super().config().items() if name not in unread}
 
 
 TITLES = {"moco": "MoCo URL", "simclr": "SimCLR URL"}

@@ -33,7 +33,7 @@ DIM = 128
 
 
 class PairedParams(StageParams):
-    """Parameters of both teacher-student stages."""
+    """Parameters of the teacher-student stages: teacher, distillation, evaluation."""
 
     main: str = shared("", "modality the student sees; empty for the cohort's own (`medkd data info` names them)")
     second: str = shared("", "modality only the teacher sees; empty for the cohort's own")

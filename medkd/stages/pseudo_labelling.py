@@ -23,7 +23,7 @@ from medkd.models.device import autocast
 from medkd.stages.context import Context, generator_for
 from medkd.stages.moco_url import MocoParams, pretrain
 from medkd.stages.paired import tensor_rows
-from medkd.stages.params import shared
+from medkd.stages.params import shared, unkeyed
 from medkd.stages.rare import RareParams, images_of, trained_encoder
 from medkd.stages.store import Run, Unit, load_or_make
 
@@ -38,14 +38,10 @@ class PseudoLabelParams(RareParams):
     stage: ClassVar[str] = "05_pseudo_labelling"
     upstream: ClassVar[dict] = {"moco": MocoParams}
 
-    k_shots: list[int] = Field(
-        [1, 3, 5],
-        description="labelled images a rare class (K), one set of tasks each (paper: 1, 3, 5, 10, 20)",
-        json_schema_extra={"shared": True, "unkeyed": True},
+    k_shots: list[int] = unkeyed(
+        [1, 3, 5], "labelled images a rare class (K), one set of tasks each (paper: 1, 3, 5, 10, 20)"
     )
-    n_tasks: int = Field(
-        2, description="random tasks for each K", ge=1, json_schema_extra={"shared": True, "unkeyed": True}
-    )
+    n_tasks: int = unkeyed(2, "random tasks for each K", ge=1)
     by_lesion: bool = shared(True, "keep other images of a support lesion out of the query set")
     classifier: Literal["lr", "ridge", "centroid"] = Field(
         "lr", description='teacher on the support set: "lr" (logistic regression), "ridge" or "centroid"'

@@ -32,8 +32,10 @@ class RareParams(StageParams):
 
     dataset: str = shared("phantom-rare-skin", "cohort by name; `medkd data list` shows them")
     image_size: int = shared(48, "side of the square images, pixels (paper: 224)", ge=16)
-    encoder: str = shared("resnet12", 'image encoder: "resnet12", "conv4" or any torchvision classification model')
-    width: float = shared(0.25, "channels of resnet12 relative to the published network", gt=0)
+    encoder: str = shared(
+        "resnet12", 'image encoder: "resnet12", "conv4", or any classification model of torchvision or timm'
+    )
+    width: float = shared(0.25, "channels of resnet12 or conv4 relative to the published network", gt=0)
     precision: str = shared("auto", '"auto": bfloat16 where the device has it natively; "float32" switches it off')
 
 

@@ -30,6 +30,8 @@ from medkd.training.tasks import Classification
 VERSION = 1
 N_ROTATIONS = 5
 """Splits 7:1:2 of the oracle; each rare image is in the test part of one."""
+OF_CONTRAST = {"queue_size", "momentum", "temperature", "projection", "bn_splits"}
+"""Inherited parameters of the contrastive loss, which no comparison method has."""
 SMALL_BATCH = 32
 """Images a step where only rare images are trained on: scratch and oracle."""
 
@@ -82,8 +84,7 @@ def oracle_runs(context: Context) -> list[Run]:
 def _config(params: BaselineParams, own: set[str]) -> dict[str, Any]:
     """The configuration without what a method does not use."""
     left_out = {"episode_shots", "scratch_epochs", "scratch_steps", "oracle_epochs", "by_lesion"} - own
-    left_out |= {"queue_size", "momentum", "temperature", "projection", "bn_splits"}
-    return {name: value for name, value in params.config().items() if name not in left_out}
+    return {name: value for name, value in params.config().items() if name not in left_out | OF_CONTRAST}
 
 
 def baseline_network(context: Context, n_classes: int, *purpose: object) -> SingleModalityNet:

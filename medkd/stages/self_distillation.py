@@ -13,17 +13,18 @@ from pydantic import Field
 
 from medkd.data.cohort import Cohort
 from medkd.data.episodes import FewShotTask
+from medkd.errors import ParameterError
 from medkd.evaluation.predict import encode
 from medkd.files import write_json, write_table, write_tensors
 from medkd.models.device import to_device
 from medkd.stages.context import Context, generator_for, seed_for
 from medkd.stages.moco_url import MocoParams, pretrain
 from medkd.stages.paired import tensor_rows
-from medkd.stages.params import shared
+from medkd.stages.params import shared, unkeyed
 from medkd.stages.pseudo_labelling import PseudoLabelParams, label_run, read_labels, url_features
 from medkd.stages.pseudo_labelling import drawn_task as draw
 from medkd.stages.rare import MOCO_V2, ContrastParams, build_moco, images_of, optimiser, schedule_of
-from medkd.stages.rare_baselines import BaselineParams
+from medkd.stages.rare_baselines import OF_CONTRAST, BaselineParams
 from medkd.stages.store import Run, Unit, load_or_make
 from medkd.training.loop import fit
 from medkd.training.self_distillation import HybridStudent, SelfDistillationStep
@@ -82,32 +83,12 @@ class SelfDistillationParams(ContrastParams):
 
     epochs: int = Field(6, description="passes over the common classes (paper: 200)", ge=1)
     warmup_epochs: int = Field(1, description="epochs in which the learning rate climbs to its start (paper: 0)", ge=0)
-    k_shots: list[int] = Field(
-        [5], description="labelled images a rare class (K) to run", json_schema_extra={"shared": True, "unkeyed": True}
-    )
-    n_tasks: int = Field(
-        2, description="random tasks for each K", ge=1, json_schema_extra={"shared": True, "unkeyed": True}
-    )
+    k_shots: list[int] = unkeyed([5], "labelled images a rare class (K) to run")
+    n_tasks: int = unkeyed(2, "random tasks for each K", ge=1)
     by_lesion: bool = shared(True, "keep other images of a support lesion out of the query set")
-    methods: list[
-        Literal[
-            "scratch",
-            "protonet",
-            "srl_simple",
-            "srl_distill",
-            "simclr",
-            "moco_v2",
-            "moco_v1",
-            "cls",
-            "reg",
-            "hybrid",
-            "hybrid_ddl",
-            "hybrid_dic",
-            "oracle",
-        ]
-    ] = Field(
+    methods: list[Literal[tuple(METHODS)]] = Field(
         ["moco_v1", "hybrid", "hybrid_dic"],
-        description="what is compared; all names: METHODS of stages/self_distillation",
+        description=f"what is compared with MoCo + LR, which is always there: {', '.join(METHODS)}",
         json_schema_extra={"unkeyed": True},
     )
     heads: list[Literal["direct", "refit"]] = Field(
@@ -134,7 +115,7 @@ class SelfDistillationParams(ContrastParams):
     )
     gamma: float = Field(0.1, description="strength of the imbalance correction (DIC, DDL)", gt=0, le=1)
     temperature_form: Literal["paper", "released"] = Field(
-        "paper", description='temperatures of DIC and DDL by the "paper" or the "released" code'
+        "paper", description='temperatures of DIC and DDL: "paper" (its equations) or "released" (its code)'
     )
     dispersion: Literal["feature_var", "norm_var"] = Field(
         "feature_var", description='DIC: variance of unit features ("feature_var") or of their length ("norm_var")'
@@ -156,7 +137,15 @@ class SelfDistillationParams(ContrastParams):
         return params
 
     def baseline_params(self) -> BaselineParams:
-        """Parameters of the comparison methods: those of the URL run, then the overrides in `baselines`."""
+        """Parameters of the comparison methods: those of the URL run, then the overrides in `baselines`.
+
+        Raises:
+            ParameterError: an override is unknown, out of range, or of the contrast that no comparison method has.
+        """
+        if unread := sorted(OF_CONTRAST & set(self.baselines)):
+            raise ParameterError(
+                f"baselines: no comparison method reads {', '.join(unread)}; leave it out, or set it in moco"
+            )
         url = self.of("moco").model_dump(include=set(BaselineParams.model_fields))
         return BaselineParams.checked(url | {"by_lesion": self.by_lesion} | self.baselines)
 

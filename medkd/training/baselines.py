@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from medkd.errors import ParameterError
 from medkd.losses import distillation
 from medkd.losses.contrast_sampler import ContrastSampler
 from medkd.losses.memory import ContrastiveDistillation
@@ -83,6 +84,9 @@ def build_baseline(name: str, *, dim: int, labels: Tensor, n_negatives: int, gen
         labels: class of every training row, shape (n_train,), for CRD's memory.
         n_negatives: negatives an anchor, for CRD.
         generator: seeds regressors, heads and banks.
+
+    Raises:
+        ParameterError: no loss is known by this name.
     """
     if name in _FEATURE_LOSSES:
         return _OfFeatures(_FEATURE_LOSSES[name])
@@ -90,7 +94,9 @@ def build_baseline(name: str, *, dim: int, labels: Tensor, n_negatives: int, gen
         return _OfMaps(_MAP_LOSSES[name])
     if name == "vid":
         return _Variational(dim, generator)
-    return _Contrastive(dim, labels, n_negatives, generator)
+    if name == "crd":
+        return _Contrastive(dim, labels, n_negatives, generator)
+    raise ParameterError(f'no loss is known for the baseline "{name}"; add it to _FEATURE_LOSSES or _MAP_LOSSES')
 
 
 class _OfFeatures(nn.Module):

@@ -20,6 +20,8 @@ from medkd.widgets.place import is_interactive
 REDRAW_SECONDS = 1.0
 """Least time between two pictures: drawing one takes about a tenth of a second, which training waits for."""
 LEFT_OUT = ("epoch", "lr", "seconds")
+NO_LOSS = ("weight_", "temperature_", "feature_std", "feature_norm", "alignment", "uniformity")
+"""How the numbers begin that are neither a loss nor of the validation split."""
 
 
 class TrainingMonitor(widgets.VBox):
@@ -27,13 +29,10 @@ class TrainingMonitor(widgets.VBox):
 
     JupyterLab 4.4 and later with ipykernel 7 handles the button while the cell runs (kernel subshells); older ones
     handle it when the cell ends, and there the kernel's stop button does the same.
-
-    Attributes:
-        n_updates: calls of `update` so far.
     """
 
     def __init__(self) -> None:
-        self.n_updates, self._drawn, self._last = 0, 0.0, None
+        self._drawn, self._last = 0.0, None
         self.title = widgets.HTML("<b>waiting for a training to start</b>")
         self.bar = widgets.FloatProgress(min=0, max=1, layout=widgets.Layout(width="60%"))
         self.stop = widgets.Button(
@@ -46,7 +45,6 @@ class TrainingMonitor(widgets.VBox):
 
     def update(self, progress: Progress) -> None:
         """Show where a training stands."""
-        self.n_updates += 1
         self._last = progress
         done = progress.epoch + progress.step / progress.n_steps
         self.bar.value, ends = done / progress.n_epochs, done >= progress.n_epochs
@@ -93,14 +91,14 @@ def monitor() -> Iterator[TrainingMonitor | None]:
 
 
 def curves(history: Sequence[Mapping[str, Any]]) -> Figure:
-    """Loss terms, validation numbers, and all else (weights, queue statistics) against the epoch, side by side.
+    """Loss terms, validation numbers, and what else is logged (weights, features) against the epoch, side by side.
 
     Args:
         history: one record a finished epoch, as `medkd.training.loop.fit` keeps it.
     """
     names = [name for name in history[-1] if name not in LEFT_OUT]
     validation = [name for name in names if name.startswith(("val_", "knn"))]
-    others = [name for name in names if name.startswith(("weight_", "temperature_", "std", "alignment", "uniformity"))]
+    others = [name for name in names if name.startswith(NO_LOSS)]
     groups = {"loss": [name for name in names if name not in (*validation, *others)]}
     groups |= {title: group for title, group in (("validation", validation), ("weights and features", others)) if group}
     with mpl.rc_context():

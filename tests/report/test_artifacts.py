@@ -112,6 +112,13 @@ def test_latex_table_has_booktabs_escapes_caption_and_label(artifacts, table):
     assert rf"\label{{tab:{STAGE}-main}}" in latex
 
 
+def test_hyphens_of_negative_numbers_are_a_minus_in_latex_and_no_others(artifacts):
+    frame = pd.DataFrame({"method": ["GMCD-2 of phantom-glioma-600"], "minus KD": ["-0.012 (-0.02 to -.001)"]})
+    artifacts.table(frame, "signs", "From 2026-01-31 on.")
+    latex = (artifacts.folder / "tables" / f"{STAGE}-signs.tex").read_text(encoding="utf-8")
+    assert "GMCD-2 of phantom-glioma-600 & $-$0.012 ($-$0.02 to $-$.001)" in latex and "From 2026-01-31 on." in latex
+
+
 def test_best_values_are_bold_where_asked(artifacts, table):
     style = artifacts.table(table, "main", "Results.", highlight={"auc": "max", "ece": "min"})
     latex = (artifacts.folder / "tables" / f"{STAGE}-main.tex").read_text(encoding="utf-8")

@@ -42,9 +42,15 @@ def test_method_colours_are_told_apart_inside_each_chain():
 
 
 def test_unknown_methods_keep_one_colour_and_a_modality_alone_has_the_second_ones():
+    styles = figures_results.line_styles(
+        {name: method_colour(name) for name in ["KD", "GMCD", *(f"other {n}" for n in range(26))]}
+    )
+    assert len({tuple(style.values()) for style in styles.values()}) == 28
+    assert styles["KD"] == {"color": method_colour("KD"), "linestyle": "-"}
     assert method_colour("genomics only") == METHOD_COLOURS["second only"]
     assert method_colour("CE only") == METHOD_COLOURS["CE only"]
     assert method_colour("new method") == method_colour("new method") in PALETTE
+    assert method_colour("new method", other="0.5") == "0.5" and method_colour("KD", other="0.5") in PALETTE
 
 
 def test_learning_curves_draw_the_columns_against_the_epoch(ax):

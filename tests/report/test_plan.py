@@ -95,11 +95,25 @@ def test_unknown_presets_and_presets_without_settings_for_a_cohort_are_refused()
     assert default_cohorts("quick") == DEFAULT_COHORTS and default_cohorts("paper") == ("phantom-glioma-600",)
 
 
-@pytest.mark.parametrize("name, value", [("weights", "imagenet"), ("frozen", True), ("balanced", True)])
-def test_what_only_the_other_chain_trains_with_is_refused_before_anything_runs(name, value):
+@pytest.mark.parametrize(
+    ("dataset", "name", "value"),
+    [
+        ("phantom-rare-skin", "weights", "imagenet"),
+        ("phantom-rare-skin", "frozen", True),
+        ("phantom-rare-skin", "balanced", True),
+        ("phantom-rare-skin", "folds", 2),
+        ("phantom-rare-skin", "teacher", {"epochs": 1}),
+        ("phantom-glioma", "k_shots", [1]),
+        ("phantom-glioma", "n_tasks", 2),
+        ("phantom-glioma", "by_lesion", False),
+        ("phantom-glioma", "moco", {"epochs": 1}),
+    ],
+)
+def test_what_only_the_other_chain_trains_with_is_refused_before_anything_runs(dataset, name, value):
     with pytest.raises(ParameterError, match=f'"{name}" means nothing to the notebooks that would run'):
-        entries(["phantom-rare-skin"], **{name: value})
-    assert entries(["phantom-glioma"], weights="imagenet", frozen=True, balanced=True)
+        entries([dataset], **{name: value})
+    other = {"phantom-rare-skin": "phantom-glioma", "phantom-glioma": "phantom-rare-skin"}[dataset]
+    assert entries([other], **{name: value})
     assert entries(**{name: value})  # of both chains
 
 

@@ -162,14 +162,14 @@ def test_learning_curves_of_different_settings_are_not_averaged(study):
     }
     curve = pd.read_csv(study / "figures" / "study.own-learning_03_distillation.csv")
     assert dict(zip(curve["method"], curve["loss"], strict=True)) == {
-        "student GMCD": 5.0,
-        "student GMCD, no GKM": 1.0,
-        "student GMCD, single teacher": 2.0,
+        "GMCD": 5.0,
+        "GMCD, no GKM": 1.0,
+        "GMCD, single teacher": 2.0,
     }
     gkm = pd.read_csv(study / "figures" / "study.own-gkm_weights.csv")
     assert gkm.groupby("method")["weight_kd_teacher"].unique().str[0].to_dict() == {
-        "student GMCD": 5.0,
-        "student GMCD, single teacher": 2.0,
+        "GMCD": 5.0,
+        "GMCD, single teacher": 2.0,
     }
     assert gkm["weight_kd_momentum"].count() == 2
 

@@ -15,7 +15,7 @@ from medkd.stages import DistillationParams, EvaluationParams, TeacherParams, ev
 from medkd.stages.context import Context, cohort_of
 from medkd.stages.distillation import ABLATIONS
 from medkd.stages.paired import split_of, trained_network
-from medkd.stages.store import finished_runs
+from medkd.stages.store import finished_runs, with_upstream
 
 pytestmark = pytest.mark.slow
 PAIRED = {"image_size": 16, "width": 0.125, "n_folds": 3, "folds": 1, "device": "cpu"}
@@ -146,6 +146,18 @@ def test_ablations_have_the_given_teacher_or_one_that_differs_from_it_in_what_th
     (other,) = finished_runs("02_teacher_training", runs["no M3LR", 0].upstream[0])
     differs = {name for name, value in other.config.items() if value != given.config[name]}
     assert differs == {"low_rank_weight"}
+
+
+def test_the_teacher_that_is_evaluated_is_the_given_one(home):
+    given = train_teachers(TeacherParams(**PAIRED, **TINY, mu=2e-3), inputs=("both",))["both", 0]
+    own = {"methods": ["kd"], "teacher_runs": [given.key], **TINY}
+    run = evaluate(EvaluationParams(**PAIRED, teacher=TINY, distillation=own, n_resamples=100))
+    makers = {made_from.title: made_from.key for made_from in with_upstream(run.upstream).values()}
+    assert makers["teacher, fold 0"] == given.key and set(makers) == {
+        "teacher, fold 0",
+        "omic only, fold 0",
+        "student KD, fold 0",
+    }
 
 
 def test_weights_of_another_vector_length_are_refused_in_one_sentence(home):
