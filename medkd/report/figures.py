@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -15,13 +16,8 @@ from medkd.report.style import COLUMN_WIDTH, FONT_POINTS, METHOD_COLOURS, PAGE_W
 
 
 def heatmap(values: np.ndarray, row_names: Sequence[str], column_names: Sequence[str], ax: Axes) -> Axes:
-    """A matrix as colours, with its values where they fit.
-
-    `values` has shape (n_rows, n_columns), nan where unknown. Above 24 columns a colour bar stands for the numbers.
-    """
+    """A matrix as colours with its values; `values` has shape (n_rows, n_columns), nan where unknown."""
     values = np.asarray(values, dtype=float)
-    if values.shape[1] > 24:
-        return _plain_heatmap(values, row_names, column_names, ax)
     text = [["–" if np.isnan(value) else f"{value:.2f}" for value in row] for row in values]
     return annotated(values, row_names, column_names, text, (min(0.0, np.nanmin(values)), np.nanmax(values)), ax)
 
@@ -81,18 +77,14 @@ def class_counts(summary: pd.DataFrame, ax: Axes) -> Axes:
     `summary` has a column `class`, and one of counts for each thing counted ("images", "patients").
     """
     counted = [column for column in summary if column != "class"]
-    height = 0.8 / len(counted)
-    for number, column in enumerate(counted):
-        places = np.arange(len(summary)) - 0.4 + height * (number + 0.5)
-        bars = ax.barh(places, summary[column], height, color=PALETTE[number % len(PALETTE)], label=column)
+    long = summary.melt("class", counted, "counted", "n")
+    colours = dict(zip(counted, PALETTE, strict=False))
+    sns.barplot(long, x="n", y="class", hue="counted", palette=colours, saturation=1, errorbar=None, ax=ax)
+    for bars in ax.containers:
         ax.bar_label(bars, fmt="{:,.0f}", padding=2, fontsize=FONT_POINTS - 2)
-    ax.set_yticks(range(len(summary)), labels=list(summary["class"]))
-    ax.invert_yaxis()
     ax.margins(x=0.12)
-    if len(counted) > 1:
-        ax.legend()
-    else:
-        ax.set_xlabel(str(counted[0]))
+    ax.set(xlabel=" or ".join(counted), ylabel="")
+    ax.legend(title=None)
     return ax
 
 
@@ -102,14 +94,11 @@ def histogram_by_group(values: np.ndarray, groups: np.ndarray, ax: Axes) -> Axes
     `values` are finite, shape (n,); `groups` holds the name of each value's group, shape (n,).
     """
     values, groups = np.asarray(values, dtype=float), np.asarray(groups)
-    edges = np.histogram_bin_edges(values, bins=30)
-    for number, name in enumerate(pd.unique(groups)):
-        colour = METHOD_COLOURS.get(name, PALETTE[number % len(PALETTE)])
-        density, _ = np.histogram(values[groups == name], bins=edges, density=True)
-        ax.stairs(density, edges, color=colour, label=str(name), linewidth=1.2)
-    ax.set_ylabel("density")
-    ax.set_ylim(bottom=0)
-    ax.legend()
+    names = pd.unique(groups)
+    colours = {name: METHOD_COLOURS.get(name, PALETTE[number % len(PALETTE)]) for number, name in enumerate(names)}
+    outlined = {"element": "step", "fill": False, "linewidth": 1.2}
+    sns.histplot(x=values, hue=groups, palette=colours, bins=30, stat="density", common_norm=False, ax=ax, **outlined)
+    ax.set(ylabel="density", ylim=(0, None))
     return ax
 
 
@@ -134,16 +123,4 @@ def annotated(
     ax.set_yticks(range(len(row_names)), labels=list(row_names))
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
-    return ax
-
-
-def _plain_heatmap(values: np.ndarray, row_names: Sequence[str], column_names: Sequence[str], ax: Axes) -> Axes:
-    """A wide matrix: a colour bar in place of numbers, and every fourth column named, or about thirty of very many."""
-    limit = np.nanmax(np.abs(values))
-    low, colours = (-limit, "PuOr_r") if np.nanmin(values) < 0 else (0.0, "Blues")
-    image = ax.imshow(values, cmap=colours, vmin=low, vmax=limit, aspect="auto", interpolation="nearest")
-    ax.figure.colorbar(image, ax=ax, shrink=0.8)
-    places = range(0, len(column_names), max(4, len(column_names) // 30))
-    ax.set_xticks(places, labels=[column_names[place] for place in places], rotation=90, fontsize=FONT_POINTS - 3)
-    ax.set_yticks(range(len(row_names)), labels=list(row_names))
     return ax

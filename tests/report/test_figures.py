@@ -128,15 +128,6 @@ def test_heatmap_shows_values_and_marks_unknown_ones(ax):
     assert tick_texts(ax.xaxis) == ["a", "b", "c"]
 
 
-def test_wide_heatmap_has_a_colour_bar_for_numbers_and_is_symmetric_about_zero(ax):
-    values = np.linspace(-2, 1, 50).reshape(2, 25)
-    figures.heatmap(values, ["a", "b"], [f"gene {i}" for i in range(25)], ax)
-    assert not ax.texts
-    assert ax.images[0].get_clim() == (-2, 2)
-    assert ax.images[0].colorbar is not None
-    assert tick_texts(ax.xaxis) == [f"gene {i}" for i in range(0, 25, 4)]
-
-
 def test_interval_bars_put_the_first_method_on_top(ax):
     table = pd.DataFrame(
         {"method": ["teacher", "GMCD"], "value": [0.9, 0.8], "low": [0.85, 0.81], "high": [0.95, 0.84]}
@@ -190,10 +181,11 @@ def test_image_grid_names_what_it_cannot_draw():
 def test_class_counts_draw_a_bar_and_a_number_for_each_count(ax):
     summary = pd.DataFrame({"class": ["NV", "DF"], "images": [6705, 115], "lesions": [5403, 73]})
     figures.class_counts(summary, ax)
-    assert [bar.get_width() for bar in ax.patches] == [6705, 115, 5403, 73]
+    bars = [bar for container in ax.containers for bar in container]
+    assert [bar.get_width() for bar in bars] == [6705, 115, 5403, 73]
     assert cell_texts(ax) == ["6,705", "115", "5,403", "73"]
     assert legend_texts(ax) == ["images", "lesions"]
-    middles = [bar.get_y() + bar.get_height() / 2 for bar in ax.patches]
+    middles = [bar.get_y() + bar.get_height() / 2 for bar in bars]
     assert middles == pytest.approx([-0.2, 0.8, 0.2, 1.2])
     assert ax.yaxis_inverted() and tick_texts(ax.yaxis) == ["NV", "DF"]
 
@@ -202,12 +194,13 @@ def test_histograms_share_bins_and_have_area_one(ax):
     rng = np.random.default_rng(0)
     values, groups = rng.standard_normal(60), np.array(["right"] * 40 + ["wrong"] * 20)
     figures.histogram_by_group(values, groups, ax)
-    right, wrong = (steps.get_data() for steps in ax.patches)
-    np.testing.assert_array_equal(right.edges, wrong.edges)
-    assert right.edges[0] == values.min() and right.edges[-1] == values.max()
-    for steps in (right, wrong):
-        assert (steps.values * np.diff(steps.edges)).sum() == pytest.approx(1)
     assert legend_texts(ax) == ["right", "wrong"]
+    shown = {line.get_color(): line.get_xydata() for line in ax.lines}  # of each step its left end, and the last end
+    assert len(shown) == 2
+    edges = np.histogram_bin_edges(values, bins=30)
+    for handle, name in zip(ax.get_legend().legend_handles, ("right", "wrong"), strict=True):
+        density, _ = np.histogram(values[groups == name], bins=edges, density=True)
+        np.testing.assert_allclose(shown[handle.get_color()][:-1], np.stack([edges[:-1], density], axis=1))
 
 
 def test_calibration_draws_accuracy_against_confidence_and_writes_the_error(ax):
