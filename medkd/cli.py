@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -70,13 +71,14 @@ def report(
             return
         from medkd.report.plan import default_cohorts
         from medkd.report.run import run_report
+        from medkd.stages.params import absolute_files
 
         page = run_report(
             [dataset] if dataset else default_cohorts(preset),
             root=os.path.abspath(root) if root else "",
             name=name or (dataset if preset == "quick" and dataset else "-".join(filter(None, (dataset, preset)))),
             preset=preset,
-            overrides=dict(_file_made_absolute(*_assignment(text)) for text in p or []),
+            overrides=absolute_files(dict(map(_assignment, p or [])), Path()),
             device=device,
             seed=seed,
             cell_timeout=cell_timeout or None,
@@ -136,12 +138,6 @@ def doctor() -> None:
         print(f"{check.state:4}  {check.name}: {check.text}")
     if any(check.state == "mend" for check in found):
         raise typer.Exit(1)
-
-
-def _file_made_absolute(name: str, value: Any) -> tuple[str, Any]:
-    """Paths are given from where the command is called, and notebooks run in their own folder."""
-    is_file = name.rpartition(".")[2] in ("split_file", "weights") and os.path.isfile(str(value))
-    return name, os.path.abspath(value) if is_file else value
 
 
 def _assignment(text: str) -> tuple[str, Any]:

@@ -21,7 +21,7 @@ def train(
     """Train a stage without its notebook, in several processes if asked for; the notebooks load what it makes."""
     import os
 
-    from medkd.training.worker import command
+    from medkd.stages.worker import command
 
     if nodes > 1 and not address:
         fail(f"--nodes {nodes} needs --address HOST:PORT, where machine 0 can be reached", 2)

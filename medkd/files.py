@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""Of a stage, a table, a report or a study: one file or folder, on every file system."""
+
 
 def write_json(path: Path, data: Any) -> None:
     """Write JSON so that a reader sees the old file or the whole new one, never a part."""

@@ -18,12 +18,11 @@ from medkd.errors import DataError, ParameterError
 from medkd.report.entry import checked_name, entry_key
 from medkd.report.plan import SHORT_NAMES, Entry, plan
 from medkd.stages import stage_params
+from medkd.stages.params import absolute_files
 from medkd.yaml_file import read_yaml
 
 LONGEST = 120
 """Letters of a cell's name; file systems take 255 bytes."""
-FILES = ("split_file", "weights")
-"""Parameters that may name a file."""
 
 
 class StudyCohort(BaseModel):
@@ -167,7 +166,7 @@ def expand(study: Study) -> list[Cell]:
                 f"two cells of study {study.name} are the same, or called the same: {name}; remove one of them"
             )
         seen.add(name)
-        overrides = _found_from(study._folder, study.parameters | parameters)
+        overrides = absolute_files(study.parameters | parameters, study._folder)
         seed = overrides.pop("seed", study.seed)
         entries = plan(
             [cohort.dataset],
@@ -211,14 +210,6 @@ def nodes_of(cells: Sequence[Cell], fingerprints: Mapping[str, str]) -> tuple[di
 def _upstream(notebook: str) -> list[str]:
     """Notebooks whose results this one loads."""
     return [cls.stage for cls in stage_params()[notebook].upstream.values()]
-
-
-def _found_from(folder: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters with files that lie in the study file's folder as absolute paths: notebooks run elsewhere."""
-    return {
-        name: str(folder / value) if name.rpartition(".")[2] in FILES and (folder / str(value)).is_file() else value
-        for name, value in parameters.items()
-    }
 
 
 def _cell_name(dataset: str, parameters: Mapping[str, Any]) -> str:

@@ -91,7 +91,7 @@ class FewShotTask:
 
 
 def draw_task(cohort: Cohort, *, k_shot: int, task: int, seed: int = 0, by_lesion: bool = True) -> FewShotTask:
-    """Draw K support images of each rare class; all other rare images are the query set.
+    """Draw K support images of each rare class; the other rare images, see `by_lesion`, are the query set.
 
     The supports of one task are nested: those of a smaller K are the first of a larger K. With `by_lesion` no two
     support images show one lesion as long as others are left, and further images of a support lesion are in neither

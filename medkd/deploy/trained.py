@@ -25,7 +25,7 @@ from medkd.stages.pseudo_labelling import rows_by_id, task_of
 from medkd.stages.rare import build_encoder
 from medkd.stages.self_distillation import STUDENTS, SelfDistillationParams
 from medkd.stages.store import Run
-from medkd.stages.teacher import TeacherParams
+from medkd.stages.teacher import TeacherParams, network_name
 
 STAGES = {params.stage: params for params in (TeacherParams, DistillationParams, SelfDistillationParams)}
 """Stages whose networks classify an image."""
@@ -164,7 +164,7 @@ def _paired(context: Context, run: Run) -> Trained:
     return Trained(
         run=run,
         cohort=cohort,
-        method=METHOD_NAMES[key] if key else f"{modality} only",
+        method=METHOD_NAMES[key] if key else network_name(cohort, kind),
         key=key,
         modality=modality,
         size=params.image_size,

@@ -19,7 +19,7 @@ from pandas.io.formats.style import Styler
 
 from medkd.errors import ParameterError
 from medkd.evaluation.words import metric_words
-from medkd.files import write_atomically, write_json, write_table
+from medkd.files import PLAIN_NAME, write_atomically, write_json, write_table
 from medkd.report.figures_paper import draw, paper_style
 from medkd.report.index import load_index
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 DPI = 200
 SIMULATED = "simulated"
 MARK_POINTS = 6.0  # font size of the word on the figure
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 LATEX = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -208,7 +207,7 @@ def draw_figure(kind: str, folder: Path, files: Mapping[str, str], *, simulated:
 
 
 def _checked(name: str) -> str:
-    if not NAME.fullmatch(name):
+    if not PLAIN_NAME.fullmatch(name):
         raise ParameterError(f'"{name}" cannot be part of a file name; use letters, digits, ".", "_" and "-" only')
     return name
 

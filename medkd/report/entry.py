@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import medkd
 from medkd.errors import DataError, ParameterError
-from medkd.files import locked, unwritable, write_json
+from medkd.files import PLAIN_NAME, locked, unwritable, write_json
 from medkd.paths import home
 from medkd.report.index import forget
 
@@ -23,8 +22,6 @@ if TYPE_CHECKING:  # what plans waits for torch and what runs for papermill, eac
     from medkd.report.notebooks import NotebookFailure
     from medkd.report.plan import Entry
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-"""Of a report, a study or a cell: one folder, on every file system."""
 RESERVED = ("runs", "exports", "bundles", "published")
 """Folders under reports/ that hold other things."""
 
@@ -97,7 +94,7 @@ def checked_name(name: str) -> str:
     Raises:
         ParameterError: it may not.
     """
-    if not NAME.fullmatch(name) or name in RESERVED:
+    if not PLAIN_NAME.fullmatch(name) or name in RESERVED:
         raise ParameterError(
             f'"{name}" cannot be the name of a report; use letters, digits, ".", "_" and "-", and none of '
             f"{', '.join(RESERVED)}"

@@ -24,9 +24,7 @@ from PIL import Image
 import medkd
 from medkd.errors import DataError
 from medkd.evaluation.words import metric_words
-from medkd.files import write_atomically, write_json
-
-__all__ = ["build_page", "export_html", "versions", "write_json"]
+from medkd.files import write_atomically
 
 MAX_ROWS = 60
 """Rows of a table that the page shows; the csv beside it has all."""

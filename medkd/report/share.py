@@ -12,10 +12,11 @@ from medkd import paths
 from medkd.errors import DataError
 from medkd.report.index import read_index
 from medkd.report.page import build_page
+from medkd.stages.params import FILES
 
 FOLDERS = re.compile(r"(?:file://|(?<![\w./]))/(?:[^/\s'\",]+/)+|\b[A-Za-z]:\\(?:[^\\\s'\",]+\\)+")
 """The folders of an absolute path, here or on Windows; addresses such as https://example.org/x are none."""
-PLACES = ("root", "split_file", "weights")
+PLACES = ("root", *FILES)
 """Parameters that name a folder or file, whose names may hold what `FOLDERS` takes for the end of a path."""
 
 

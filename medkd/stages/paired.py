@@ -22,7 +22,7 @@ from medkd.models.encoders import build_feature_encoder, build_vector_encoder, d
 from medkd.models.fusion import FUSIONS
 from medkd.models.teacher import MultimodalTeacher, SingleModalityNet
 from medkd.stages.context import Context, seed_for
-from medkd.stages.params import StageParams, shared, unkeyed
+from medkd.stages.params import FILES, StageParams, shared, unkeyed
 from medkd.stages.store import Run
 from medkd.training.frozen import FrozenModality, frozen_features, frozen_head, trunk_width
 from medkd.training.inputs import Modality, modality
@@ -58,7 +58,7 @@ class PairedParams(StageParams):
 
     def config(self) -> dict[str, Any]:
         """As `StageParams.config`, with the content of files in place of their paths."""
-        return super().config() | {name: _content(getattr(self, name)) for name in ("split_file", "weights")}
+        return super().config() | {name: _content(getattr(self, name)) for name in FILES}
 
 
 class OptimiserParams(PairedParams):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,6 +20,23 @@ def shared(default: Any, description: str, **limits: Any) -> Any:
 def unkeyed(default: Any, description: str, **limits: Any) -> Any:
     """A shared field that does not change a result (where files lie, which device), and is left out of run keys."""
     return Field(default, description=description, json_schema_extra={"shared": True, "unkeyed": True}, **limits)
+
+
+FILES = ("split_file", "weights")
+"""Parameters of any stage that may name a file."""
+
+
+def absolute_files(parameters: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The parameters ("split_file", or "teacher.weights") with files of the folder as absolute paths.
+
+    Paths are given from where a command is called or a study file lies, and notebooks run in their own folder.
+    """
+    return {
+        name: str((folder / value).absolute())
+        if name.rpartition(".")[2] in FILES and value and (folder / str(value)).is_file()
+        else value
+        for name, value in parameters.items()
+    }
 
 
 class StageParams(BaseModel):

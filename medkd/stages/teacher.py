@@ -25,6 +25,7 @@ from medkd.stages.paired import (
     task_of,
     tensor_rows,
 )
+from medkd.stages.params import FILES
 from medkd.stages.store import Run, Unit, finished_runs, load_or_make
 from medkd.training.loop import fit, linear_decay
 from medkd.training.supervised import SupervisedStep
@@ -136,7 +137,7 @@ def given_teacher(key: str, context: Context, fold: int) -> tuple[Run, Context]:
             "is shown; name a run of the same settings"
         )
     settings = {name: value for name, value in run.config.items() if name in TeacherParams.model_fields}
-    places = {name: getattr(context.params, name) for name in ("root", "device", "split_file", "weights")}
+    places = {name: getattr(context.params, name) for name in ("root", "device", *FILES)}
     return run, Context.of(TeacherParams.checked(settings | places))
 
 

@@ -64,7 +64,7 @@ def cosine_decay(epoch: int, n_epochs: int) -> float:
     return 0.5 * (1 + torch.cos(torch.tensor(torch.pi * epoch / n_epochs)).item())
 
 
-SCHEDULES: dict[str, Schedule] = {"linear": linear_decay, "step": step_decay, "cosine": cosine_decay}
+SCHEDULES: dict[str, Schedule] = {"step": step_decay, "cosine": cosine_decay}
 
 
 def fit(

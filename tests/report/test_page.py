@@ -10,8 +10,9 @@ from PIL import Image
 
 import medkd
 from medkd.errors import DataError
+from medkd.files import write_json
 from medkd.report import page as page_module
-from medkd.report.page import build_page, versions, write_json
+from medkd.report.page import build_page, versions
 
 STAGE = "02_teacher_training.phantom-glioma"
 NAUGHTY = 'Counts <script>alert("x")</script> & more'

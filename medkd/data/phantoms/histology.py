@@ -40,7 +40,7 @@ def _render_chunk(rng: np.random.Generator, look: dict[str, np.ndarray], stain: 
     wall = has_vessel * np.exp(-np.square(to_vessel / 0.018))
 
     nuclei, halo = np.zeros((2, n, size, size), np.float32)
-    image, x, y, radius, elongation, angle, height = _scatter_nuclei(rng, look, size)
+    image, x, y, radius, elongation, angle, height = _scatter_nuclei(rng, look)
     alive = 1.0 - np.maximum(dead, lumen)[image, _pixel(y, size), _pixel(x, size)]
     kept = alive > 0.5
     image, x, y, radius, elongation, angle, height = (v[kept] for v in (image, x, y, radius, elongation, angle, height))
@@ -76,7 +76,7 @@ def _pixel(coordinate: np.ndarray, size: int) -> np.ndarray:
     return np.clip(((coordinate + 0.5) * size).astype(np.int64), 0, size - 1)
 
 
-def _scatter_nuclei(rng: np.random.Generator, look: dict[str, np.ndarray], size: int) -> tuple[np.ndarray, ...]:
+def _scatter_nuclei(rng: np.random.Generator, look: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
     """Tumour nuclei anywhere: image, x, y, radius, elongation, angle and height of each."""
     image = drawing.repeat_images(look["n_nuclei"])
     k = len(image)

@@ -1,4 +1,4 @@
-"""One process of `medkd train`: `python -m medkd.training.worker STAGE CONFIG`, alone or started by torchrun."""
+"""One process of `medkd train`: `python -m medkd.stages.worker STAGE CONFIG`, alone or started by torchrun."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def main() -> None:
 
 def command(stage: str, config: str, devices: int, nodes: int, address: str, node: int) -> list[str]:
     """The command line that runs the stage in `devices` processes on each of `nodes` machines."""
-    work = ["-m", "medkd.training.worker", stage, config]
+    work = ["-m", "medkd.stages.worker", stage, config]
     if devices * nodes == 1:
         return [sys.executable, *work]
     where = ["--standalone"] if nodes == 1 else [
