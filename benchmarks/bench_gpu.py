@@ -40,7 +40,7 @@ def synchronisations(call, n: int = 3) -> int:  # noqa: ANN001
                 call()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return sum("synchroniz" in str(warning.message) for warning in found)
+    return sum("called a synchronizing" in str(warning.message) for warning in found)
 
 
 def _matrix_peak(scale: Scale) -> float:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from medkd.batch.node import TOPIC, n_gpus, run_node
+from medkd.batch.node import TOPIC, gpus, run_node
 from medkd.batch.progress import Board
 from medkd.batch.study import Cell, Node, Study, expand, nodes_of
 from medkd.errors import DataError, MedkdError
@@ -180,14 +180,14 @@ def _local_cluster(workers: int, n_nodes: int) -> Any:
     from dask.system import CPU_COUNT  # that this process may use: fewer than the machine has in a job or container
     from distributed import LocalCluster
 
-    memory, n_found = psutil.virtual_memory().total, n_gpus()
-    fitting = n_found or max(1, min(CPU_COUNT, memory // MEMORY_EACH))
+    memory, found = psutil.virtual_memory().total, gpus()
+    fitting = len(found) or max(1, min(CPU_COUNT, memory // MEMORY_EACH))
     n_workers = min(workers or fitting, n_nodes)
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, CPU_COUNT // n_workers)))
     settings = {"distributed.scheduler.allowed-failures": DEATHS, "distributed.worker.daemon": False}
     with dask.config.set(settings):
         cluster = LocalCluster(
-            n_workers=0 if n_found else n_workers,
+            n_workers=0 if found else n_workers,
             threads_per_worker=1,
             processes=True,
             memory_limit=memory // n_workers,
@@ -197,12 +197,12 @@ def _local_cluster(workers: int, n_nodes: int) -> Any:
             preload=["medkd.batch.node"],
             env={"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": os.environ.get("MKL_NUM_THREADS", threads)},
         )
-    if n_found:
-        _one_gpu_each(cluster, n_workers, n_found)
+    if found:
+        _one_gpu_each(cluster, n_workers, found)
     return cluster
 
 
-def _one_gpu_each(cluster: Any, n_workers: int, n_found: int) -> None:
+def _one_gpu_each(cluster: Any, n_workers: int, found: list[str]) -> None:
     """Workers that see one GPU each."""
     import copy
 
@@ -210,7 +210,7 @@ def _one_gpu_each(cluster: Any, n_workers: int, n_found: int) -> None:
     (spec,) = template.values()
     for number in range(n_workers):
         own = copy.deepcopy(spec)
-        own["options"]["env"] = own["options"].get("env", {}) | {"CUDA_VISIBLE_DEVICES": str(number % n_found)}
+        own["options"]["env"] = own["options"].get("env", {}) | {"CUDA_VISIBLE_DEVICES": found[number % len(found)]}
         cluster.worker_spec[f"gpu-{number}"] = own
     cluster.sync(cluster._correct_state)
 

@@ -46,7 +46,7 @@ def run_node(work: Mapping[str, Any], *needed: Mapping[str, Any]) -> dict[str, A
         return {"state": "skipped", "error": f"a notebook before it failed: {failed[0]['error']}", "seconds": 0.0}
     worker = get_worker()
     worker.log_event(TOPIC, {"node": work["node"], "status": BEGUN})
-    memory = 0 if n_gpus() else int(worker.memory_manager.memory_limit or 0)  # drivers of GPUs map more than they use
+    memory = 0 if gpus() else int(worker.memory_manager.memory_limit or 0)  # drivers of GPUs map more than they use
     status = Path(work["folder"]) / "notebooks" / f".{work['name']}.status"
     environment = os.environ | {"MEDKD_HOME": work["home"], "MEDKD_COMMAND": work["command"], VARIABLE: str(status)}
     process = subprocess.Popen(
@@ -93,12 +93,14 @@ def _told_to_the_end(
                 process.terminate()
 
 
-def n_gpus() -> int:
-    """GPUs of this machine, without importing torch, which takes a worker seconds."""
+def gpus() -> list[str]:
+    """GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; without torch, whose import takes seconds."""
     if shutil.which("nvidia-smi") is None:
-        return 0
+        return []
+    if (allowed := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name.strip() for name in allowed.split(",") if name.strip() not in ("", "-1")]
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
-    return sum(line.startswith("GPU ") for line in listed.splitlines())
+    return [str(number) for number in range(sum(line.startswith("GPU ") for line in listed.splitlines()))]
 
 
 def die_with_parent() -> None:

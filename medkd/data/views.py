@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medkd.errors import DataError, ParameterError
+from medkd.transfer import sent
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 CROP_TRIES = 10
@@ -153,7 +154,7 @@ def batched_views(images: Tensor, draw: ViewDraw, radius: int) -> Tensor:
         views[grey] = _luma(views[grey]).unsqueeze(1).expand(-1, 3, -1, -1)
     blurred = _rows(draw.sigma > 0, views.device)
     if len(blurred):
-        views[blurred] = _blur(views[blurred], draw.sigma.to(views.device)[blurred], radius)
+        views[blurred] = _blur(views[blurred], sent(draw.sigma, views.device)[blurred], radius)
     return views.contiguous(memory_format=torch.channels_last)
 
 
@@ -186,15 +187,15 @@ def _check_images(images: Tensor) -> None:
 
 def _rows(mask: Tensor, device: torch.device) -> Tensor:
     """Numbers of the true rows; counted where the mask is, so that a CPU generator never waits for the GPU."""
-    return mask.nonzero()[:, 0].to(device)
+    return sent(mask.nonzero()[:, 0], device)
 
 
 def _crop_and_flip(x: Tensor, box: Tensor, flip: Tensor) -> Tensor:
     """Each box of (n, 3, size, size) enlarged to the whole image, bilinear, and flipped, in one sampling."""
     n, size = x.shape[0], x.shape[2]
-    start, length = (part[:, :, None] for part in box.to(x.device).split(2, dim=1))  # rows and columns, (n, 2, 1)
+    start, length = (part[:, :, None] for part in sent(box, x.device).split(2, dim=1))  # rows and columns, (n, 2, 1)
     share = (torch.arange(size, device=x.device) + 0.5) / size
-    share = torch.where(flip.to(x.device)[:, :, None], 1 - share, share)
+    share = torch.where(sent(flip, x.device)[:, :, None], 1 - share, share)
     # not beyond the centres of the box's outer pixels: what lies outside the crop must not bleed in
     pixel = (share * length - 0.5).clamp_(min=0).minimum(length - 1) + start
     rows, columns = ((2 * pixel + 1) / size - 1).unbind(1)  # grid_sample's units, -1 to 1
@@ -217,14 +218,14 @@ def _jitter(x: Tensor, factors: Tensor, order: Tensor) -> None:
     for operation in order.unbind(1):
         factor = factors.gather(1, operation[:, None])[:, 0]
         shifted = _rows((operation == HUE) & (factor != 0), x.device)
-        factor = torch.where(operation == HUE, 1.0, factor).to(x.device)[:, None, None]
-        kind = operation.to(x.device)[:, None, None]
+        factor = sent(torch.where(operation == HUE, 1.0, factor), x.device)[:, None, None]
+        kind = sent(operation, x.device)[:, None, None]
         grey = _luma(x)
         pixel_share, mean_share = (1 - factor) * (kind == SATURATION), (1 - factor) * (kind == CONTRAST)
         offset = grey.mean((1, 2), keepdim=True).mul(mean_share) + grey.mul_(pixel_share)
         x.mul_(factor[:, None]).add_(offset[:, None]).clamp_(0, 1)
         if len(shifted):
-            x[shifted] = _shift_hue(x[shifted], factors[:, HUE].to(x.device)[shifted])
+            x[shifted] = _shift_hue(x[shifted], sent(factors[:, HUE], x.device)[shifted])
 
 
 def _shift_hue(x: Tensor, turns: Tensor) -> Tensor:

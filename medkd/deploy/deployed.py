@@ -43,15 +43,15 @@ def resized(images: Tensor, size: int) -> Tensor:
     every h and w. Images of that size stay as they are. Pillow takes rows first where that is cheaper, and keeps its
     weights as fixed-point numbers; a value differs from Pillow's by 1 at most.
     """
-    columns, rows = _weights(images.shape[3], size), _weights(images.shape[2], size)
+    columns, rows = (_weights(n, size, images.device) for n in (images.shape[3], images.shape[2]))
     return _rounded(rows @ _rounded(images.float() @ columns.T))
 
 
-def _weights(n: int, size: int) -> Tensor:
+def _weights(n: int, size: int, device: torch.device) -> Tensor:
     """Share of each of `n` pixels in each of `size`, shape (size, n); rows sum to 1."""
     scale = n / size
-    centres = (torch.arange(size) + 0.5) * scale
-    distances = (torch.arange(n) + 0.5 - centres[:, None]).abs()
+    centres = (torch.arange(size, device=device) + 0.5) * scale
+    distances = (torch.arange(n, device=device) + 0.5 - centres[:, None]).abs()
     triangle = (1 - distances / torch.sym_max(scale, 1.0)).clamp(min=0)
     return triangle / triangle.sum(dim=1, keepdim=True)
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medkd.errors import MedkdError, ParameterError
+from medkd.transfer import sent
 
 
 class ContrastSampler:
@@ -43,14 +44,15 @@ class ContrastSampler:
         place, label = self.place[rows, None], self.label[rows]
         start, count = self.start[label, None], self.count[label, None]  # (b, 1)
         others = count - 1
-        keys = torch.rand(len(rows), self.width, generator=generator, device=generator.device).to(place.device)
+        keys = torch.rand(len(rows), self.width, generator=generator, device=generator.device)
+        keys = sent(keys, place.device)
         column = torch.arange(self.width, device=place.device)
         shuffled = keys.masked_fill_(column >= others, 2).topk(self.n_positives - 1, largest=False).indices
         chosen = start + shuffled.gather(1, column[: self.n_positives - 1] % others.clamp(min=1))
         chosen = torch.where(others > 0, chosen + (chosen >= place), place)  # step over the anchor
         first, n_excluded = (place, torch.ones_like(count)) if self.exact else (start, count)
         shape = (len(rows), self.n_negatives)
-        drawn = torch.randint(2**62, shape, generator=generator, device=generator.device).to(place.device)
+        drawn = sent(torch.randint(2**62, shape, generator=generator, device=generator.device), place.device)
         drawn = drawn % (len(self.order) - n_excluded)  # the bias of the remainder is below 1e-12
         drawn = torch.where(drawn >= first, drawn + n_excluded, drawn)  # step over the anchor or its class
         return self.order[torch.cat([place, chosen, drawn], dim=1)]

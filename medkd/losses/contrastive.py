@@ -82,9 +82,10 @@ def nt_xent(first: Tensor, second: Tensor, *, temperature: float) -> tuple[Tenso
         partner = torch.arange(2 * n, device=rows.device).roll(n)
         loss = F.cross_entropy(similarity, partner)
     positive = similarity[:n].gather(1, partner[:n, None])
-    others = torch.ones(n, 2 * n, dtype=torch.bool, device=rows.device)
-    others.scatter_(1, partner[:n, None], False).scatter_(1, torch.arange(n, device=rows.device)[:, None], False)
-    return loss, torch.cat([positive, similarity[:n][others].view(n, 2 * n - 2)], dim=1)
+    own, others = torch.arange(n, device=rows.device)[:, None], torch.arange(2 * n - 2, device=rows.device)
+    others = others + (others >= own)  # step over the view itself, then over its partner
+    others = others + (others >= own + n)
+    return loss, torch.cat([positive, similarity[:n].gather(1, others)], dim=1)
 
 
 def alignment(query: Tensor, key: Tensor) -> Tensor:

@@ -63,7 +63,9 @@ def shrink(tensor: Tensor, rho: float | Tensor, *, kind: Kind = "weighted") -> T
     # float64: the Gram matrix squares the condition number; with V = 4 this costs nothing that counts
     slices = torch.fft.rfft(tensor.double(), dim=0)  # (b // 2 + 1, b, V); mirror slices are implied by irfft
     slices = slices.contiguous()  # the products below are twice as fast
-    _, directions = torch.linalg.eigh(slices.mH @ slices)  # (b // 2 + 1, V, V)
+    # eigh raises on nan; zeros in their place lose nothing, the product with the slices below is nan all the same
+    gram = torch.nan_to_num(slices.mH @ slices, nan=0.0, posinf=0.0, neginf=0.0)
+    _, directions = torch.linalg.eigh(gram)  # (b // 2 + 1, V, V)
     squares = torch.view_as_real(slices @ directions).square_()  # of left singular vectors times singular values
     values = squares.sum(dim=1).sum(dim=2).sqrt_().clamp_(min=torch.finfo(torch.float64).tiny)[:, None]
     threshold = rho if kind == "plain" else rho * len(tensor) / (values + REWEIGHTING_EPS)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from medkd.errors import MedkdError, ParameterError
 from medkd.parallel import gathered, mean_of, world_size
+from medkd.transfer import sent
 
 DENSE_LIMIT = 10  # with fewer bank rows than this for each contrasted row, one product with the whole bank is cheaper
 GATHERED_ELEMENTS = 2**20  # gathered at once on a CPU: 4 MB, which need no new memory from the system each time
@@ -195,7 +196,7 @@ class ContrastiveDistillation(nn.Module):
             highs = (n_columns - repeats.sum(dim=1, keepdim=True)).clamp(max=high).clamp(min=n_drawn)
             lows = (highs - n_drawn).clamp(max=low)
             ranks = torch.arange(n_columns, device=order.device)
-            keys = torch.rand(order.shape, generator=self._draws).to(order.device)
+            keys = sent(torch.rand(order.shape, generator=self._draws), order.device)
             outside = (ranks < lows) | (ranks >= highs)
             kept = order.gather(1, keys.masked_fill(outside, -1).topk(n_drawn, dim=1).indices)
         return torch.cat([order.new_zeros(len(order), 1), kept], dim=1)

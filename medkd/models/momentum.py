@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from medkd.errors import MedkdError, ParameterError
 from medkd.losses.contrastive import info_nce
 from medkd.parallel import gathered
+from medkd.transfer import sent
 
 
 def warmup_momentum(step: int, maximum: float = 0.99) -> float:
@@ -165,7 +166,7 @@ class MoCo(nn.Module):
     def _keys(self, key_view: Tensor, order: Tensor | None) -> Tensor:
         if order is None:
             return _unit(self.key_encoder(key_view))
-        order = order.to(key_view.device)
+        order = sent(order, key_view.device)
         return _unit(self.key_encoder(key_view[order]))[order.argsort()]
 
 

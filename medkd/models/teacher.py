@@ -48,7 +48,8 @@ class SingleModalityNet(nn.Module):
     def forward(self, x: Tensor) -> Output:
         """Features and logits of a batch of the one modality."""
         features = self.encoder(x)
-        return Output(features, self.classifier(features))
+        with torch.autocast(x.device.type, enabled=False):  # as in the student's training; bfloat16 would round scores
+            return Output(features, self.classifier(features.float()))
 
 
 class MultimodalTeacher(nn.Module):

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from medkd import parallel
 from medkd.data.views import HYBRID
 from medkd.data.views import MOCO_V2 as STRONG
 from medkd.models.device import to_device
@@ -97,7 +98,8 @@ def build_encoder(params: Any) -> tuple[nn.Module, nn.Module | None, int]:
 
     With projection "mlp" the encoder gives the pooled features, and the head is linear, ReLU, linear to `DIM`.
     """
-    encoder = build_image_encoder(params.encoder, dim=DIM, width=width_of(params), bn_splits=params.bn_splits)
+    bn_splits = max(1, params.bn_splits // parallel.world_size())  # a process sees its part of a batch only
+    encoder = build_image_encoder(params.encoder, dim=DIM, width=width_of(params), bn_splits=bn_splits)
     if params.projection == "linear":
         return encoder, None, DIM
     name, last = [(name, module) for name, module in encoder.named_modules() if isinstance(module, nn.Linear)][-1]

@@ -22,7 +22,7 @@ def main() -> None:
             if parallel.is_main():
                 print(line, flush=True)
     except MedkdError as error:
-        if parallel.is_main():
+        if parallel.is_main() or isinstance(error, TrainingError):  # which the process alone knows that met it
             print(f"medkd: {error}", file=sys.stderr, flush=True)
         sys.exit(3 if isinstance(error, TrainingError) else 2)
     except KeyboardInterrupt:

@@ -22,6 +22,7 @@ from medkd.training.baselines import BASELINES, Batch, build_baseline
 from medkd.training.inputs import Modality
 from medkd.training.recipe import GMCD_TERMS, Recipe
 from medkd.training.tasks import Task
+from medkd.transfer import sent
 
 SOFT_SCALE = 4.0
 """What the MICCAI version multiplies its weights by, the row sums of the cosines."""
@@ -152,7 +153,7 @@ class DistillationStep:
         if self.recipe.method in ("kd", "gmcd"):
             matched = self.task.match(logits, taught.logits_fused, self.recipe.temperature)
             terms["kd_teacher"] = self.recipe.kd_weight * matched
-        slots = self.slot[rows.to(self.device)]
+        slots = self.slot[sent(rows, self.device)]
         if self.recipe.method == "gmcd":
             return self._gmcd(rows, slots, features, logits, taught.fused, terms, progress)
         if self.recipe.method != "kd":

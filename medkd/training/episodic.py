@@ -11,6 +11,7 @@ from medkd.errors import ParameterError
 from medkd.losses.distillation import distillation_loss
 from medkd.models.device import autocast
 from medkd.training.inputs import ImageModality
+from medkd.transfer import sent
 
 TEMPERATURE = 4.0
 """Of the distillation in SRL-distill (Tian et al. 2020)."""
@@ -51,7 +52,7 @@ class LabelledStep:
 
     def loss(self, rows: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Batch mean; logs the accuracy on training views."""
-        views, labels = self.images.augmented(rows, self.generator), self.labels[rows.to(self.device)]
+        views, labels = self.images.augmented(rows, self.generator), self.labels[sent(rows, self.device)]
         with autocast(self.device, self.precision):
             logits = self.network(views).logits
             taught = None if self.teacher is None else self._teach(views)

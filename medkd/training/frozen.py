@@ -26,6 +26,7 @@ from medkd.models.device import autocast, has_native_bfloat16, to_device
 from medkd.models.encoders import FeatureHead, trunk, trunk_width
 from medkd.models.pretrained import weights_sha256
 from medkd.training.inputs import RESIDENT_BYTES
+from medkd.transfer import sent
 
 __all__ = ["FrozenModality", "frozen_features", "frozen_head", "trunk", "trunk_width"]
 
@@ -48,26 +49,29 @@ class FrozenModality:
         self.dim = views[0].shape[1]
         resident = device.type != "cpu" and sum(view.nbytes for view in views) <= RESIDENT_BYTES
         # copy-on-write maps count as writable, so that torch does not warn; nothing writes to them
-        self.views = [torch.from_numpy(view).to(device) if resident else torch.from_numpy(view) for view in views]
+        self.views = [torch.from_numpy(view) for view in views]
+        self.stack = torch.stack(self.views).to(device) if resident else None  # (n_views, n, d)
 
     def augmented(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Features of a random one of each row's augmented views (the plain one if there is none), (n_rows, d)."""
         if len(self.views) == 1:
             return self.plain(rows)
         chosen = torch.randint(1, len(self.views), (len(rows),), generator=generator, device=generator.device)
+        if self.stack is not None:
+            return self.stack[sent(chosen, self.device), sent(rows, self.device)].float()
         chosen = chosen.to(rows.device)
         features = torch.empty(len(rows), self.dim, device=self.device)
         for number, view in enumerate(self.views[1:], start=1):
             places = (chosen == number).nonzero()[:, 0]
-            features[places.to(self.device)] = self._rows(view, rows[places])
+            features[sent(places, self.device)] = self._rows(view, rows[places])
         return features
 
     def plain(self, rows: Tensor) -> Tensor:
         """Features of the unchanged images, float32, shape (n_rows, d)."""
-        return self._rows(self.views[0], rows)
+        return self._rows(self.views[0] if self.stack is None else self.stack[0], rows)
 
     def _rows(self, view: Tensor, rows: Tensor) -> Tensor:
-        return view[rows.to(view.device)].to(self.device).float()
+        return sent(view[sent(rows, view.device)], self.device).float()
 
 
 def frozen_head(in_dim: int, dim: int = 128, *, dropout: float = 0.0) -> nn.Module:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from medkd.data.cohort import Cohort
 from medkd.data.views import Augment, plain_view
+from medkd.transfer import sent
 
 RESIDENT_BYTES = 2**31
 """Images up to this size are copied to the GPU once; larger sets are read from the memory map batch by batch."""
@@ -51,9 +52,9 @@ class ImageModality:
     def raw(self, rows: Tensor) -> Tensor:
         """Pixels of the rows on the device, uint8, shape (n_rows, size, size, 3)."""
         # indexing takes twenty times as long on a CPU
-        pixels = self.images.index_select(0, rows.to(self.images.device))
+        pixels = self.images.index_select(0, sent(rows, self.images.device))
         self._let_go(pixels.nbytes + len(pixels) * PAGES_AROUND)
-        return pixels.to(self.device, non_blocking=True)
+        return sent(pixels, self.device)
 
     def augmented(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """A random view of each row, float in [0, 1], shape (n_rows, 3, size, size)."""
@@ -96,7 +97,7 @@ class VectorModality:
 
     def plain(self, rows: Tensor) -> Tensor:
         """Standardised rows, shape (n_rows, d)."""
-        return self.values[rows.to(self.values.device)]
+        return self.values[sent(rows, self.values.device)]
 
 
 def modality(

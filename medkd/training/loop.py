@@ -114,6 +114,7 @@ def fit(
             f"{title}: {len(rows)} training rows are fewer than batch_size = {batch_size}; lower batch_size"
         )
     devices = [step.device] if step.device.type == "cuda" else []
+    torch.backends.cudnn.benchmark |= bool(devices)  # all batches of a training have one shape
     with torch.random.fork_rng(devices=devices), stop_requests() as stop:
         torch.manual_seed(seed)  # dropout takes no generator of its own
         training = _Training(step, rows, optimizer, epochs, batch_size, seed, folder, title, checkpoint_seconds, stop)

@@ -19,6 +19,7 @@ from medkd.losses.self_distillation import (
 from medkd.models.device import autocast
 from medkd.models.momentum import MoCo
 from medkd.training.inputs import ImageModality
+from medkd.transfer import sent
 
 LabelType = Literal["soft", "hard", "adaptive_soft", "adaptive_hard"]
 
@@ -117,7 +118,7 @@ class SelfDistillationStep:
 
     def loss(self, rows: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Contrastive plus classification (or feature) loss of one batch."""
-        raw, on_device = self.images.raw(rows), rows.to(self.device)
+        raw, on_device = self.images.raw(rows), sent(rows, self.device)
         query_view = self.images.augment(raw, self.generator)
         logged: dict[str, Tensor | float] = {}
         if self.contrast:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medkd.losses.contrastive import nt_xent
+from medkd.transfer import sent
 
 
 class SimCLR(nn.Module):
@@ -34,7 +35,7 @@ class SimCLR(nn.Module):
             length, and `features` (n, d) of the query view.
         """
         order = torch.arange(len(key_view)) if key_order is None else key_order
-        order = order.to(key_view.device)
+        order = sent(order, key_view.device)
         features = self.query_encoder(query_view)
         query = self._embed(features)
         key = self._embed(self.query_encoder(key_view[order]))[order.argsort()]

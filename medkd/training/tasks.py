@@ -15,6 +15,7 @@ from medkd.evaluation.predict import class_probabilities
 from medkd.evaluation.survival import c_index
 from medkd.losses.distillation import distillation_loss
 from medkd.losses.survival import bounded_risk, cox_loss
+from medkd.transfer import sent
 
 
 class Task(Protocol):
@@ -66,7 +67,7 @@ class Classification:
 
     def loss(self, scores: Tensor, rows: Tensor) -> Tensor:
         """Cross-entropy in float32, mean over the batch (weighted mean where classes are balanced)."""
-        return F.cross_entropy(scores.float(), self.labels[rows.to(self.labels.device)], weight=self.weight)
+        return F.cross_entropy(scores.float(), self.labels[sent(rows, self.labels.device)], weight=self.weight)
 
     def match(self, student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
         """Hinton's KL, see `distillation_loss`."""
@@ -111,7 +112,7 @@ class Survival:
 
     def loss(self, scores: Tensor, rows: Tensor) -> Tensor:
         """Negative Cox partial log-likelihood over the batch."""
-        rows = rows.to(self.months.device)
+        rows = sent(rows, self.months.device)
         return cox_loss(bounded_risk(scores.float())[:, 0], self.months[rows], self.events[rows])
 
     def match(self, student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_notebook
 
-from medkd.batch import engine, progress
+from medkd.batch import engine, node, progress
 from medkd.batch.engine import run_study
 from medkd.batch.study import Study
 from medkd.data.own_schema import infer, write_schema
@@ -287,11 +287,16 @@ def test_each_worker_sees_one_gpu(project, monkeypatch):
     lister.write_text("#!/bin/sh\necho 'GPU 0: any'\necho 'GPU 1: any'\n")
     lister.chmod(0o755)
     monkeypatch.setenv("PATH", f"{project}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert node.gpus() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert node.gpus() == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-8f")  # on a server that others use too
     with engine._client("", "", 0, 5) as client:
         client.wait_for_workers(2, timeout=60)
         seen = client.run(lambda: os.environ["CUDA_VISIBLE_DEVICES"])
         addresses = list(seen)
-    assert sorted(seen.values()) == ["0", "1"]
+    assert sorted(seen.values()) == ["3", "GPU-8f"]
     assert all(address.startswith("tcp://127.0.0.1:") for address in addresses)
 
 
@@ -325,7 +330,7 @@ def test_workers_share_the_cores_this_process_may_use_unless_the_environment_say
     made = {}
     monkeypatch.setattr("distributed.LocalCluster", lambda **settings: made.update(settings))
     monkeypatch.setattr("dask.system.CPU_COUNT", 8)
-    monkeypatch.setattr(engine, "n_gpus", lambda: 0)
+    monkeypatch.setattr(engine, "gpus", list)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     if given:

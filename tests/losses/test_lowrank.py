@@ -127,6 +127,12 @@ def test_value_keeps_its_meaning_when_the_next_call_comes_before_backward():
     assert torch.equal(found, expected)
 
 
+def test_features_that_are_not_finite_give_a_loss_that_says_so_and_no_error_of_linear_algebra():
+    features = torch.ones(6, 3)
+    features[2, 1] = float("nan")
+    assert LowRankLoss()([features] * 4).isnan()
+
+
 def test_refuses_an_unknown_shrinkage_and_a_tensor_that_is_not_square():
     with pytest.raises(ParameterError, match='shrinkage "soft"'):
         LowRankLoss(kind="soft")

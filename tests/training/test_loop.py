@@ -129,6 +129,16 @@ def test_a_device_that_is_looked_at_seldom_still_names_the_first_bad_step():
     assert (step, terms, batch.tolist()) == (7, {"term": 7.0}, [7])
 
 
+def test_a_process_stops_with_the_one_whose_loss_is_not_finite_and_says_that_another_knows(tmp_path, monkeypatch):
+    watch = finite.Watch(torch.device("cpu"))
+    watch.look(torch.tensor(1.0), {}, torch.tensor([3]))
+    monkeypatch.setattr(finite.parallel, "any_of", lambda flag, device: True)
+    with pytest.raises(finite.NotFinite) as found:
+        watch.check()
+    told = finite.explain(found.value, "MoCo URL", 1, None, tmp_path)
+    assert told == "MoCo URL, epoch 2: the loss of another process is not finite; see what that one says"
+
+
 def test_fewer_rows_than_a_batch_are_refused(tmp_path):
     with pytest.raises(TrainingError, match="10 training rows are fewer than batch_size = 64"):
         train(LineStep(), tmp_path, batch_size=64)
