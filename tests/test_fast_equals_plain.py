@@ -165,7 +165,6 @@ def test_a_memory_of_one_image_more_than_the_limit_still_learns(rng):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.xfail(strict=False, reason="row numbers and draws are copied from the CPU, and such a copy may wait")
 @pytest.mark.parametrize("method", ["moco", "gmcd"])
 def test_a_step_never_waits_for_the_gpu(method):
     device = torch.device("cuda")
