@@ -27,13 +27,6 @@ SMALL = {"resnet12": 0.125, "conv4": 0.25, "resnet18": 1.0, "mobilenet_v3_small"
 )
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
 @pytest.fixture
 def without_timm(monkeypatch):
     find = importlib.util.find_spec

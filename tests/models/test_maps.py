@@ -14,13 +14,6 @@ from medkd.models.maps import MapTap
 needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
-
-
 def test_maps_of_resnet12_are_those_of_its_last_stage_before_pooling():
     encoder = build_image_encoder("resnet12", dim=5, width=0.125).eval()
     tap = MapTap(encoder, torch.rand(1, 3, 32, 32))

@@ -16,14 +16,6 @@ def count(model):
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    """Initial weights and dropout draw from torch's default generator; leave it as it was."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
 def test_full_width_has_the_published_number_of_parameters():
     model = ResNet12(dim=128)
     assert count(model) == 12_506_368

@@ -15,13 +15,6 @@ class MeanFusion(nn.Module):
         return (first + second) / 2
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
 def image_encoder():
     return build_feature_encoder("resnet12", dim=DIM, width=0.125)
 

@@ -44,12 +44,6 @@ def points(cohort):
 
 
 @pytest.fixture
-def interactive(monkeypatch):
-    monkeypatch.delenv("MEDKD_HEADLESS", raising=False)
-    monkeypatch.setenv("JPY_SESSION_NAME", "x")
-
-
-@pytest.fixture
 def explorer(interactive, points, cohort, tmp_path):
     return explore(points, cohort, size=8, n_shown=4, folder=tmp_path / "made")
 

@@ -61,12 +61,6 @@ class Maps:
 
 
 @pytest.fixture
-def interactive(monkeypatch):
-    monkeypatch.delenv("MEDKD_HEADLESS", raising=False)
-    monkeypatch.setenv("JPY_SESSION_NAME", "x")
-
-
-@pytest.fixture
 def inspector(interactive, predictions, cohort):
     return inspect_errors(predictions, cohort, maps=Maps(), size=8)
 

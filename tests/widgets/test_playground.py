@@ -20,17 +20,11 @@ def features(cohort):
     return (2 * np.eye(8)[cohort.labels] + np.random.default_rng(0).normal(size=(len(cohort), 8))).astype(np.float32)
 
 
-@pytest.fixture
-def somebody(monkeypatch):
-    monkeypatch.delenv("MEDKD_HEADLESS", raising=False)
-    monkeypatch.setenv("JPY_SESSION_NAME", "x")
-
-
 def texts(figure):
     return [text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text"))]
 
 
-def test_each_slider_redraws_what_it_acts_on_and_nothing_else(somebody, cohort, features):
+def test_each_slider_redraws_what_it_acts_on_and_nothing_else(interactive, cohort, features):
     view = playground(features, cohort, n_episodes=4)
     assert isinstance(view, Playground) and view.k_shot.max == 7 and view.k_shot.value == 5
     for move, changed in (
@@ -48,7 +42,7 @@ def test_each_slider_redraws_what_it_acts_on_and_nothing_else(somebody, cohort, 
     assert view.tau.tolist() == [1, 1]
 
 
-def test_k_task_and_classifier_label_anew_and_the_curve_keeps_each_k_that_was_tried(somebody, cohort, features):
+def test_k_task_and_classifier_label_anew_and_the_curve_keeps_each_k_that_was_tried(interactive, cohort, features):
     view = playground(features, cohort, n_episodes=4)
     assert view.shots["K"].tolist() == [1, 3, 5, 5, 5]
     five = view.shots.iloc[2]
@@ -65,7 +59,7 @@ def test_k_task_and_classifier_label_anew_and_the_curve_keeps_each_k_that_was_tr
     assert view.task.max == 1
 
 
-def test_the_line_says_what_is_drawn_and_that_query_sets_stay_closed(somebody, cohort, features):
+def test_the_line_says_what_is_drawn_and_that_query_sets_stay_closed(interactive, cohort, features):
     view = playground(features, cohort, n_episodes=4)
     own = view.shots[view.shots["K"] == 5].iloc[0]
     assert f"soft labels {own.accuracy:.3f} [{own.low:.3f}, {own.high:.3f}]" in view.line.value
@@ -76,7 +70,7 @@ def test_the_line_says_what_is_drawn_and_that_query_sets_stay_closed(somebody, c
     assert bytes(view.picture.value).startswith(b"\x89PNG")
 
 
-def test_a_task_that_cannot_be_labelled_is_one_sentence_and_the_next_one_goes_on(somebody, cohort, features):
+def test_a_task_that_cannot_be_labelled_is_one_sentence_and_the_next_one_goes_on(interactive, cohort, features):
     supports = [set(draw_task(cohort, k_shot=5, task=task).support_ids) for task in (0, 1)]
     features[cohort.table["id"].isin(supports[0] - supports[1])] = np.nan
     view = playground(features, cohort, n_episodes=4)
@@ -86,7 +80,7 @@ def test_a_task_that_cannot_be_labelled_is_one_sentence_and_the_next_one_goes_on
     assert view.shots["K"].tolist() == [1, 3, 5, 5, 5]
 
 
-def test_headless_runs_get_a_figure_with_the_same_content_for_three_k(monkeypatch, somebody, cohort, features):
+def test_headless_runs_get_a_figure_with_the_same_content_for_three_k(monkeypatch, interactive, cohort, features):
     view = playground(features, cohort, n_episodes=4)
     monkeypatch.setenv("MEDKD_HEADLESS", "1")
     figure = playground(features, cohort, n_episodes=4)
