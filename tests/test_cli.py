@@ -7,6 +7,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -24,15 +25,13 @@ def test_help_names_the_commands():
 
 
 def test_files_in_parameters_are_found_from_where_the_command_is_called(tmp_path, monkeypatch):
-    from medkd.cli import _file_made_absolute
+    from medkd.stages.params import absolute_files
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "splits.csv").touch()
-    assert _file_made_absolute("teacher.split_file", "splits.csv") == (
-        "teacher.split_file",
-        str(tmp_path / "splits.csv"),
-    )
-    assert _file_made_absolute("weights", "imagenet") == ("weights", "imagenet")  # no file: a word
+    given = {"teacher.split_file": "splits.csv", "weights": "imagenet", "split_file": "", "epochs": 3}
+    expected = given | {"teacher.split_file": str(tmp_path / "splits.csv")}  # "imagenet" is no file but a word
+    assert absolute_files(given, Path()) == expected
 
 
 def test_report_help_tells_the_exit_statuses():

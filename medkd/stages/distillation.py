@@ -63,7 +63,7 @@ class DistillationParams(OptimiserParams):
 
     methods: list[Literal[METHODS]] = Field(
         ["ce", "kd", "gmcd"],
-        description=f"students to train: {', '.join(METHODS)}",
+        description=f"students: {', '.join(METHODS)}",
         json_schema_extra={"unkeyed": True},
     )
     ablations: list[Literal[tuple(ABLATIONS)]] = Field(

@@ -32,7 +32,7 @@ class MocoParams(ContrastParams):
 
     objective: Literal["moco", "simclr"] = Field(
         "moco",
-        description='"moco" (momentum encoder and queue) or "simclr" (contrast inside the batch, always an MLP head)',
+        description='"moco" (momentum encoder, queue) or "simclr" (contrast inside the batch, an MLP head)',
     )
 
     def config(self) -> dict[str, Any]:

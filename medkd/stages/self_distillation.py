@@ -88,7 +88,7 @@ class SelfDistillationParams(ContrastParams):
     by_lesion: bool = shared(True, "keep other images of a support lesion out of the query set")
     methods: list[Literal[tuple(METHODS)]] = Field(
         ["moco_v1", "hybrid", "hybrid_dic"],
-        description=f"what is compared with MoCo + LR, which is always there: {', '.join(METHODS)}",
+        description="what is compared, see notebook 06; MoCo + LR is always there",
         json_schema_extra={"unkeyed": True},
     )
     heads: list[Literal["direct", "refit"]] = Field(
