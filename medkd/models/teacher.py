@@ -47,8 +47,10 @@ class SingleModalityNet(nn.Module):
 
     def forward(self, x: Tensor) -> Output:
         """Features and logits of a batch of the one modality."""
-        features = self.encoder(x)
-        with torch.autocast(x.device.type, enabled=False):  # as in the student's training; bfloat16 would round scores
+        features, kind = self.encoder(x), x.device.type
+        if not torch.is_autocast_enabled(kind):
+            return Output(features, self.classifier(features))
+        with torch.autocast(kind, enabled=False):  # as in the student's training; bfloat16 would round scores
             return Output(features, self.classifier(features.float()))
 
 

@@ -84,3 +84,11 @@ def test_fusion_runs_in_float32_under_autocast():
         output = teacher(IMAGES, VECTORS)
     assert teacher.fusion.seen == (torch.float32,) * 3
     assert output.logits_fused.dtype == torch.float32
+
+
+def test_scores_of_one_modality_have_full_precision_under_autocast():
+    network, x = SingleModalityNet(nn.Linear(4, 8), 8, 3), torch.randn(5, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = network(x)
+    assert output.features.dtype == torch.bfloat16 and output.logits.dtype == torch.float32
+    assert torch.equal(output.logits, network.classifier(output.features.float()))
