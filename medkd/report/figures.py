@@ -84,7 +84,7 @@ def class_counts(summary: pd.DataFrame, ax: Axes) -> Axes:
         ax.bar_label(bars, fmt="{:,.0f}", padding=2, fontsize=FONT_POINTS - 2)
     ax.margins(x=0.12)
     ax.set(xlabel=" or ".join(counted), ylabel="")
-    ax.legend(title=None)
+    ax.legend(title=None, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(counted), borderaxespad=0)  # off the bars
     return ax
 
 
