@@ -105,7 +105,7 @@ def _run_all(client: Client, study: Study, nodes: list[Node], board: Board, cell
     from distributed import as_completed
     from distributed.comm import CommClosedError
 
-    client.subscribe_topic(TOPIC, lambda event: board.heard(**{key: event[1][key] for key in ("node", "status")}))
+    client.subscribe_topic(TOPIC, lambda event: board.heard(event[1]["node"], event[1]["status"]))
     futures: dict[str, Future] = {}
     attempt = uuid.uuid4().hex[:8]  # on a cluster the interrupted task of an earlier attempt may not have ended yet
     for node in nodes:  # in the order of the chains, so that what a node needs is there

@@ -133,20 +133,22 @@ def _with_interval(value: pd.Series, row: pd.DataFrame, *, signed: bool = False)
     )
 
 
-def confusion_or_survival(validation: pd.DataFrame, task: str, classes: Sequence[str]) -> tuple[str, pd.DataFrame, str]:
+def confusion_or_survival(
+    predictions: pd.DataFrame, task: str, classes: Sequence[str]
+) -> tuple[str, pd.DataFrame, str]:
     """Kind of figure, its table and what it shows: confusion, or for survival the curves by predicted risk.
 
     Args:
-        validation: of `validation_predictions`.
+        predictions: of the methods to show, see `validation_predictions`.
         task: "classification" or "survival".
         classes: of the cohort.
     """
     if task == "classification":
         from medkd.evaluation.curves import confusion_table
 
-        return "confusion", confusion_table(validation, classes), "confusion, rows sum to 1,"
-    shows = "survival by third of predicted risk (p: log-rank test)"
-    return "kaplan-meier", risk_curves_by_method(validation), shows
+        return "confusion", confusion_table(predictions, classes), "confusion, rows sum to 1,"
+    shows = "survival by third of predicted risk (95% bands; p: log-rank test)"
+    return "kaplan-meier", risk_curves_by_method(predictions), shows
 
 
 def risk_curves(predictions: pd.DataFrame, n_groups: int = 3) -> tuple[pd.DataFrame, float]:

@@ -6,7 +6,6 @@ import os
 import time
 from pathlib import Path
 
-from medkd.files import write_atomically
 from medkd.training.progress import Progress, listen
 
 VARIABLE = "MEDKD_STATUS"
@@ -40,7 +39,7 @@ class StatusLine:
         self._written = time.monotonic()
         epoch = min(progress.epoch + 1, progress.n_epochs)
         line = f"training {len(self._folders)}: {progress.title}, epoch {epoch} of {progress.n_epochs}"
-        write_atomically(self.path, lambda part: part.write_text(line, encoding="utf-8"))
+        self.path.write_text(line, encoding="utf-8")  # a reader that comes in between sees nothing, and looks again
 
 
 def read_status(path: Path) -> str:

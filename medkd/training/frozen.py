@@ -49,8 +49,9 @@ class FrozenModality:
         self.dim = views[0].shape[1]
         resident = device.type != "cpu" and sum(view.nbytes for view in views) <= RESIDENT_BYTES
         # copy-on-write maps count as writable, so that torch does not warn; nothing writes to them
-        self.views = [torch.from_numpy(view) for view in views]
-        self.stack = torch.stack(self.views).to(device) if resident else None  # (n_views, n, d)
+        mapped = [torch.from_numpy(view) for view in views]
+        self.stack = torch.stack(mapped).to(device) if resident else None  # (n_views, n, d)
+        self.views = mapped if self.stack is None else list(self.stack)
 
     def augmented(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Features of a random one of each row's augmented views (the plain one if there is none), (n_rows, d)."""
@@ -68,7 +69,7 @@ class FrozenModality:
 
     def plain(self, rows: Tensor) -> Tensor:
         """Features of the unchanged images, float32, shape (n_rows, d)."""
-        return self._rows(self.views[0] if self.stack is None else self.stack[0], rows)
+        return self._rows(self.views[0], rows)
 
     def _rows(self, view: Tensor, rows: Tensor) -> Tensor:
         return sent(view[sent(rows, view.device)], self.device).float()

@@ -227,3 +227,13 @@ def test_a_part_of_a_source_shares_what_was_computed_for_the_whole(tmp_path, mon
     assert set(tmp_path.iterdir()) == files
     for one, all_rows in zip(part, whole, strict=True):
         np.testing.assert_array_equal(one, all_rows[[4, 1]])
+
+
+def test_features_that_lie_on_the_device_are_picked_as_those_that_are_read_view_by_view():
+    """What a GPU holds as one tensor a CPU reads from maps; both draw the same views."""
+    views = [np.random.default_rng(view).normal(size=(6, 3)).astype(np.float16) for view in range(4)]
+    modality, rows = FrozenModality(views, torch.device("cpu")), torch.tensor([4, 0, 0, 5])
+    read = modality.augmented(rows, torch.Generator().manual_seed(0))
+    modality.stack = torch.stack(modality.views)
+    picked = modality.augmented(rows, torch.Generator().manual_seed(0))
+    assert picked.dtype == torch.float32 and torch.equal(picked, read)
