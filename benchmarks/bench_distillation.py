@@ -27,7 +27,7 @@ class KdStep:
         logits = step.student.classifier(features.float())
         with torch.no_grad(), autocast(step.device, step.precision):
             taught = step.teacher(view, second.plain(rows))
-            own = step.copy(main.augmented(rows, step.generator))
+            own = step.copy(main.augmented(rows, step.others))
         terms = {"ce": step.task.loss(logits, rows)}
         terms["kd_teacher"] = step.task.match(logits, taught.logits_fused, step.recipe.temperature)
         terms["kd_momentum"] = step.task.match(logits, own.logits, step.recipe.temperature)

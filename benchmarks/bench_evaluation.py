@@ -10,7 +10,8 @@ from sklearn import metrics
 
 from benchmarks.harness import Row, Scale, alternate, medians, ratio, spread
 from benchmarks.made_data import predictions
-from medkd.evaluation.bootstrap import bootstrap_metrics, classification_scorer, resample_weights
+from medkd.evaluation.bootstrap import intervals, resample_weights
+from medkd.evaluation.scorers import classification_scorer
 
 N_CLASSES = 7
 NAMES = ("accuracy", "balanced_accuracy", "f1_macro", "auc_macro", "ap_macro")
@@ -24,8 +25,8 @@ def run(scale: Scale) -> list[Row]:
     rows_of = [np.repeat(np.arange(n), weights) for weights in drawn.T]
     _check_equal(labels, probabilities, drawn, rows_of)
     calls = {
-        "medkd": lambda: bootstrap_metrics(
-            labels, probabilities, patients, names=list(NAMES), n_resamples=n_resamples, seed=0
+        "medkd": lambda: intervals(
+            classification_scorer(labels, probabilities, NAMES), n, patients, n_resamples=n_resamples
         ),
         "loop": lambda: [by_scikit_learn(labels[rows], probabilities[rows]) for rows in rows_of],
     }

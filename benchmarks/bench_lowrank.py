@@ -69,7 +69,7 @@ def _share_of_step(scale: Scale, batch: int) -> Row:
         device=pick_device(),
         precision=params.precision,
     )
-    step.start(torch.Generator().manual_seed(0))
+    step.start(torch.Generator().manual_seed(0), torch.Generator().manual_seed(1))
     calls = {
         "loss": lambda: loss(*features).backward(),
         "step": steps_of(step, adam(list(teacher.parameters())), 4 * batch, batch, 1),

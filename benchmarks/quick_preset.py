@@ -54,7 +54,7 @@ def moco_step(moco: MoCo, images: ImageModality, precision: str = "auto") -> Moc
         device=pick_device(),
         precision=precision,
     )
-    step.start(torch.Generator().manual_seed(0))
+    step.start(torch.Generator().manual_seed(0), torch.Generator().manual_seed(1))
     return step
 
 
@@ -109,7 +109,7 @@ def gmcd_step(n: int, images: np.ndarray | None = None, **changes: object) -> tu
         device=pick_device(),
         precision=params.precision,
     )
-    step.start(torch.Generator().manual_seed(0))
+    step.start(torch.Generator().manual_seed(0), torch.Generator().manual_seed(1))
     return step, min(params.batch_size, n)
 
 

@@ -128,7 +128,7 @@ def distillation_step(method, device=CPU, **changes):
         device=device,
         precision="float32",
     )
-    step.start(torch.Generator().manual_seed(0))
+    step.start(torch.Generator().manual_seed(0), torch.Generator().manual_seed(1))
     return step
 
 
@@ -181,7 +181,7 @@ def test_a_step_never_waits_for_the_gpu(method):
             device=device,
             precision="float32",
         )
-        step.start(torch.Generator().manual_seed(0))
+        step.start(torch.Generator().manual_seed(0), torch.Generator().manual_seed(1))
     step.loss(torch.arange(8), 0.0)[0].backward()
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -18,7 +18,7 @@ from scipy.stats import t as student_t
 from threadpoolctl import threadpool_limits
 
 from medkd.errors import DataError, ParameterError
-from medkd.evaluation.scorers import Scorer, classification_scorer
+from medkd.evaluation.scorers import Scorer
 
 LEVEL = 0.95
 DECIMALS = 12
@@ -40,15 +40,7 @@ def half_interval_of_mean(values: np.ndarray) -> np.ndarray:
     return (student_t.ppf((1 + LEVEL) / 2, n - 1) * table.std() / np.sqrt(n)).to_numpy()
 
 
-def bootstrap_metrics(
-    labels: np.ndarray,
-    probabilities: np.ndarray,
-    groups: np.ndarray,
-    *,
-    names: Sequence[str] | None = None,
-    n_resamples: int = 2000,
-    seed: int = 0,
-) -> pd.DataFrame:
+def intervals(scorer: Scorer, n: int, groups: np.ndarray, *, n_resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
     """Metrics with 95% percentile intervals from resampled patients.
 
     A class that is missing from a resample is left out of that resample's mean over classes. The calibration error
@@ -56,101 +48,23 @@ def bootstrap_metrics(
     lie above its value.
 
     Args:
-        labels: class index of each sample, shape (n,), int.
-        probabilities: shape (n, n_classes), rows sum to 1.
+        scorer: of the predictions, such as `medkd.evaluation.scorers.classification_scorer` makes.
+        n: samples that it scores.
         groups: patient (or lesion) of each sample, shape (n,), any type that can be compared.
-        names: out of `metric_names`; default every scalar metric and the F1 of each class.
         n_resamples: resamples of patients, >= 1.
         seed: of the resamples; the same seed and groups give the same resamples, whatever is predicted.
 
     Returns:
-        Index `names`, columns value, low, high. low and high are nan with fewer than two groups, where nothing is
-        known about the spread between patients; a metric of a class without samples is nan.
+        Index names of metrics, columns value, low, high. low and high are nan with fewer than two groups, where nothing
+        is known about the spread between patients; a metric of a class without samples is nan.
 
     Raises:
-        ParameterError: if a name is unknown or `n_resamples` < 1.
-        DataError: if the arrays do not fit or a group is missing.
+        ParameterError: if `n_resamples` < 1.
+        DataError: if the groups do not fit or one is missing.
 
     Source:
         Percentile interval: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", section 13.3.
     """
-    scorer = classification_scorer(labels, probabilities, names)
-    return intervals(scorer, len(labels), groups, n_resamples=n_resamples, seed=seed)
-
-
-def paired_difference(
-    labels: np.ndarray,
-    probabilities_a: np.ndarray,
-    probabilities_b: np.ndarray,
-    groups: np.ndarray,
-    *,
-    name: str,
-    n_resamples: int = 2000,
-    seed: int = 0,
-) -> dict[str, float]:
-    """Metric of A minus metric of B on the same samples, both on the same resamples.
-
-    Args:
-        labels: class index of each sample, shape (n,), int.
-        probabilities_a: of method A, shape (n, n_classes).
-        probabilities_b: of method B, same shape and order of samples.
-        groups: patient (or lesion) of each sample, shape (n,).
-        name: one of `metric_names`.
-        n_resamples: resamples of patients, >= 1.
-        seed: of the resamples.
-
-    Returns:
-        difference, low, high and p_value, as `paired_differences`.
-
-    Raises: as `paired_differences`.
-    """
-    both = {"a": probabilities_a, "b": probabilities_b}
-    table = paired_differences(labels, both, groups, [("a", "b")], [name], n_resamples=n_resamples, seed=seed)
-    return {column: float(table.loc[0, column]) for column in ("difference", "low", "high", "p_value")}
-
-
-def paired_differences(
-    labels: np.ndarray,
-    probabilities: Mapping[str, np.ndarray],
-    groups: np.ndarray,
-    pairs: Sequence[tuple[str, str]],
-    names: Sequence[str],
-    *,
-    n_resamples: int = 2000,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Metrics of one method minus those of another for several pairs and metrics, all on the same resamples.
-
-    Args:
-        labels: class index of each sample, shape (n,), int.
-        probabilities: of each method, shape (n, n_classes), rows in the order of `labels`.
-        groups: patient (or lesion) of each sample, shape (n,).
-        pairs: (method, method that is subtracted).
-        names: out of `metric_names`.
-        n_resamples: resamples of patients, >= 1.
-        seed: of the resamples.
-
-    Returns:
-        One row a pair and metric: method, minus, metric, difference, low, high (95% percentile interval) and p_value:
-        two-sided, twice the smaller share of resampled differences on one side of 0, counting one more on each side,
-        so it is never 0 (smallest: 2/(n_resamples + 1)). low, high and p_value are nan with fewer than two groups.
-
-    Raises:
-        ParameterError: if a name is unknown or `n_resamples` < 1.
-        DataError: if the arrays do not fit or a group is missing.
-    """
-    shapes = {np.shape(values) for values in probabilities.values()}
-    if len(shapes) > 1:
-        raise DataError(
-            f"both methods must score the same classes of the same samples; got {' and '.join(map(str, shapes))} "
-            "probabilities"
-        )
-    scorers = {method: classification_scorer(labels, values, names) for method, values in probabilities.items()}
-    return paired_intervals(scorers, len(labels), groups, pairs, n_resamples=n_resamples, seed=seed)
-
-
-def intervals(scorer: Scorer, n: int, groups: np.ndarray, *, n_resamples: int, seed: int) -> pd.DataFrame:
-    """Value and 95% percentile interval of whatever `scorer` computes of its `n` samples; see `bootstrap_metrics`."""
     values = scorer(np.ones((n, 1)))
     (resampled,) = _resampled([scorer], n, groups, list(values), n_resamples, seed)
     rows = {name: (values[name][0], *_interval(resampled[name])) for name in values}
@@ -163,10 +77,26 @@ def paired_intervals(
     groups: np.ndarray,
     pairs: Sequence[tuple[str, str]],
     *,
-    n_resamples: int,
-    seed: int,
+    n_resamples: int = 2000,
+    seed: int = 0,
 ) -> pd.DataFrame:
-    """Differences between scorers of the same `n` samples and metrics; see `paired_differences`."""
+    """Metrics of one method minus those of another for several pairs and metrics, all on the same resamples.
+
+    Args:
+        scorers: of each method, all of the same samples and metrics.
+        n: samples that they score.
+        groups: patient (or lesion) of each sample, shape (n,).
+        pairs: (method, method that is subtracted).
+        n_resamples: resamples of patients, >= 1.
+        seed: of the resamples.
+
+    Returns:
+        One row a pair and metric: method, minus, metric, difference, low, high (95% percentile interval) and p_value:
+        two-sided, twice the smaller share of resampled differences on one side of 0, counting one more on each side,
+        so it is never 0 (smallest: 2/(n_resamples + 1)). low, high and p_value are nan with fewer than two groups.
+
+    Raises: as `intervals`.
+    """
     values = {method: scorer(np.ones((n, 1))) for method, scorer in scorers.items()}
     names = list(next(iter(values.values())))
     resampled = dict(zip(scorers, _resampled(list(scorers.values()), n, groups, names, n_resamples, seed), strict=True))

@@ -134,7 +134,7 @@ def differences(
 
     Returns:
         Columns setting, method, minus, level, metric, difference, low, high, p_value (see
-        `bootstrap.paired_differences`), over_parts with over_parts_low and over_parts_high (mean of the parts'
+        `bootstrap.paired_intervals`), over_parts with over_parts_low and over_parts_high (mean of the parts'
         differences with its 95% interval by Student's t: what another draw of tasks would change, where the resamples
         hold what other patients would; too narrow over folds, which share training data), wins and losses (parts in
         which the method's value is above, or below, the other's; for ece, where less is better, it is the other way

@@ -7,8 +7,9 @@ from collections.abc import Hashable, Mapping
 from typing import Literal, TypeVar
 
 import numpy as np
+from scipy.special import softmax
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from threadpoolctl import threadpool_limits
 
 from medkd.errors import DataError, ParameterError, TrainingError
@@ -93,7 +94,8 @@ def label_with_logistic_regression(
         Sun et al. 2021, arXiv:2110.04558, section 2.2; C = 1 and raw features as in its code.
     """
     _check(support_features, support_labels, features, n_way, C)
-    classifier = LogisticRegression(C=C, max_iter=max_iter)
+    # of two classes scikit-learn fits one vector w = w_1 - w_0; at the optimum |w_0|^2 + |w_1|^2 = |w|^2 / 2
+    classifier = LogisticRegression(C=2 * C if n_way == 2 else C, max_iter=max_iter)
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)
         try:
@@ -118,15 +120,11 @@ def label_with_ridge(
     Args, returns and errors: as `label_with_logistic_regression`; the penalty is |W|^2 / C.
 
     Source:
-        Bertinetto et al. 2019, arXiv:1805.08136 (the dual form, which inverts an n_support x n_support matrix).
+        Bertinetto et al. 2019, arXiv:1805.08136.
     """
     _check(support_features, support_labels, features, n_way, C)
-    support, rows = np.asarray(support_features, np.float64), np.asarray(features, np.float64)
-    targets = np.eye(n_way)[support_labels]
-    centre, mean = support.mean(axis=0), targets.mean(axis=0)
-    support, rows = support - centre, rows - centre
-    dual = np.linalg.solve(support @ support.T + np.eye(len(support)) / C, targets - mean)
-    scores = np.clip(mean + rows @ (support.T @ dual), 0, None)
+    ridge = Ridge(alpha=1 / C).fit(np.asarray(support_features, np.float64), np.eye(n_way)[support_labels])
+    scores = np.clip(ridge.predict(np.asarray(features, np.float64)), 0, None)
     return scores / scores.sum(axis=1, keepdims=True)
 
 
@@ -145,8 +143,7 @@ def label_with_centroids(
     prototypes = np.stack([support[support_labels == label].mean(axis=0) for label in range(n_way)])
     # |x|^2 is common to all classes and leaves the softmax as it is
     scores = 2 * rows @ prototypes.T - (prototypes**2).sum(axis=1)
-    scores = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return scores / scores.sum(axis=1, keepdims=True)
+    return softmax(scores, axis=1)
 
 
 def _check(

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 
 from medkd.errors import DataError, ParameterError
-from medkd.evaluation.bootstrap import intervals, paired_intervals
 from medkd.evaluation.metrics import Level, mean_of_means
 from medkd.evaluation.scorers import Scorer
 
@@ -43,87 +42,27 @@ def c_index(times: np.ndarray, events: np.ndarray, risks: np.ndarray) -> float:
     if times.shape == events.shape == risks.shape:
         known = ~(np.isnan(times) | np.isnan(events))
         times, events, risks = times[known], events[known], risks[known]
-    return float(c_index_scorer(times, events, risks)(np.ones((len(times), 1)))["c_index"][0])
+    (scorer,) = survival_scorers(times, events, {"": risks}).values()
+    return float(scorer(np.ones((len(times), 1)))["c_index"][0])
 
 
-def bootstrap_c_index(
-    times: np.ndarray,
-    events: np.ndarray,
-    risks: np.ndarray,
-    groups: np.ndarray,
-    *,
-    parts: np.ndarray | None = None,
-    n_resamples: int = 2000,
-    seed: int = 0,
-) -> dict[str, float]:
-    """C-index with a 95% percentile interval from resampled patients.
+def survival_scorers(
+    times: np.ndarray, events: np.ndarray, risks: Mapping[str, np.ndarray], parts: np.ndarray | None = None
+) -> dict[str, Scorer]:
+    """The C-index of each method as a function of whole sample weights (n, n_resamples); 2 counts a sample twice.
+
+    Which pairs count is worked out once for all methods.
 
     Args:
         times: follow-up, shape (n,), not nan.
         events: 1 observed, 0 censored, shape (n,).
-        risks: shape (n,), larger is worse.
-        groups: patient of each sample, shape (n,).
-        parts: fold of each sample, shape (n,): pairs within one fold alone count, see `c_index_scorer`.
-        n_resamples: resamples of patients, >= 1.
-        seed: of the resamples.
-
-    Returns:
-        value, low, high; low and high are nan with fewer than two patients.
-
-    Raises:
-        DataError: if the arrays do not fit, hold nan, or a group is missing.
-        ParameterError: if `n_resamples` < 1.
-    """
-    scorer = c_index_scorer(times, events, risks, parts)
-    table = intervals(scorer, len(times), groups, n_resamples=n_resamples, seed=seed)
-    return {column: float(table.loc["c_index", column]) for column in ("value", "low", "high")}
-
-
-def paired_c_index_difference(
-    times: np.ndarray,
-    events: np.ndarray,
-    risks_a: np.ndarray,
-    risks_b: np.ndarray,
-    groups: np.ndarray,
-    *,
-    parts: np.ndarray | None = None,
-    n_resamples: int = 2000,
-    seed: int = 0,
-) -> dict[str, float]:
-    """C-index of A minus C-index of B on the same samples, both on the same resamples of patients.
-
-    Args: as `bootstrap_c_index`, with the risks of both methods.
-
-    Returns:
-        difference, low, high (95% percentile interval) and p_value, as `bootstrap.paired_differences`.
-
-    Raises: as `bootstrap_c_index`.
-    """
-    scorers = survival_scorers(times, events, {"a": risks_a, "b": risks_b}, parts)
-    table = paired_intervals(scorers, len(times), groups, [("a", "b")], n_resamples=n_resamples, seed=seed)
-    return {column: float(table.loc[0, column]) for column in ("difference", "low", "high", "p_value")}
-
-
-def c_index_scorer(times: np.ndarray, events: np.ndarray, risks: np.ndarray, parts: np.ndarray | None = None) -> Scorer:
-    """The C-index as a function of whole sample weights (n, n_resamples); a weight of 2 counts a sample twice.
-
-    Args:
-        times: follow-up, shape (n,), not nan.
-        events: 1 observed, 0 censored, shape (n,).
-        risks: shape (n,), larger is worse.
+        risks: of each method, shape (n,), larger is worse.
         parts: fold of each sample, shape (n,). Cox risks have no common origin between models that were trained
             apart, so a pair of samples from two folds says nothing, and only pairs within a fold count.
 
     Raises:
         DataError: if the shapes differ, a value is nan or an event is neither 0 nor 1.
     """
-    return survival_scorers(times, events, {"": risks}, parts)[""]
-
-
-def survival_scorers(
-    times: np.ndarray, events: np.ndarray, risks: Mapping[str, np.ndarray], parts: np.ndarray | None = None
-) -> dict[str, Scorer]:
-    """`c_index_scorer` of each method's risks, shape (n,); which pairs count is worked out once for all of them."""
     times, events = np.asarray(times, dtype=np.float64), np.asarray(events, dtype=np.float64)
     methods = {method: np.asarray(values, dtype=np.float64) for method, values in risks.items()}
     for values in (*methods.values(), events, times if parts is None else np.asarray(parts)):

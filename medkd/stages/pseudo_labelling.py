@@ -27,7 +27,7 @@ from medkd.stages.params import shared, unkeyed
 from medkd.stages.rare import RareParams, images_of, trained_encoder
 from medkd.stages.store import Run, Unit, load_or_make
 
-VERSION = 2
+VERSION = 3
 N_VIEWS = 5
 """Views of each support image with support_views = "aug5", as in the released code."""
 

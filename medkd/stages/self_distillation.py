@@ -29,7 +29,7 @@ from medkd.stages.store import Run, Unit, load_or_make
 from medkd.training.loop import fit
 from medkd.training.self_distillation import HybridStudent, SelfDistillationStep
 
-VERSION = 2
+VERSION = 3
 SHOWN_BASE_ROWS = 1000
 """Common images whose features a student's run keeps, for pictures; the rare ones are kept all."""
 

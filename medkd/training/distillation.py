@@ -20,6 +20,7 @@ from medkd.models.momentum import MomentumCopy, warmup_momentum
 from medkd.models.teacher import MultimodalTeacher, Output, SingleModalityNet
 from medkd.training.baselines import BASELINES, Batch, build_baseline
 from medkd.training.inputs import Modality
+from medkd.training.loop import Step
 from medkd.training.recipe import GMCD_TERMS, Recipe
 from medkd.training.tasks import Task
 from medkd.transfer import sent
@@ -28,7 +29,7 @@ SOFT_SCALE = 4.0
 """What the MICCAI version multiplies its weights by, the row sums of the cosines."""
 
 
-class DistillationStep:
+class DistillationStep(Step):
     r"""One step of the student: the supervised loss, and what the recipe's method adds to it.
 
     GMCD adds KL and contrastive distillation (DSCD), each towards the fixed teacher and towards the student's momentum
@@ -133,10 +134,6 @@ class DistillationStep:
         """What the optimiser moves: the student, and the heads or regressors of its method."""
         return self.learned
 
-    def start(self, generator: torch.Generator) -> None:
-        """Keep the generator that draws views and contrast rows."""
-        self.generator = generator
-
     def loss(self, rows: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Loss of one batch, and its terms."""
         main, second = self.inputs
@@ -158,7 +155,7 @@ class DistillationStep:
             return self._gmcd(rows, slots, features, logits, taught.fused, terms, progress)
         if self.recipe.method != "kd":
             maps = [tap.last for tap in self.taps] or [None, None]
-            batch = Batch(Output(features, logits), taught, *maps, slots, self.generator)
+            batch = Batch(Output(features, logits), taught, *maps, slots, self.others)
             terms[self.recipe.method] = BASELINES[self.recipe.method].weight * self.baseline(batch)
         return sum(terms.values()), terms
 
@@ -175,10 +172,10 @@ class DistillationStep:
         targets = {"teacher": fused}
         if self.recipe.n_teachers == 2:
             with torch.no_grad(), autocast(self.device, self.precision):
-                own = self.copy(self.inputs[0].augmented(rows, self.generator))
+                own = self.copy(self.inputs[0].augmented(rows, self.others))
             terms["kd_momentum"] = self.recipe.kd_weight * self.task.match(logits, own.logits, self.recipe.temperature)
             targets["momentum"] = own.features
-        candidates = self.sampler(slots, self.generator)
+        candidates = self.sampler(slots, self.others)
         pick = self.pick | {"repeats": repeats_of(candidates[:, : self.n_positives]), "progress": progress}
         for name, target in targets.items():
             contrast = self.contrast[name](features, target.float(), slots, candidates, **pick)

@@ -11,13 +11,14 @@ from medkd.errors import ParameterError
 from medkd.losses.distillation import distillation_loss
 from medkd.models.device import autocast
 from medkd.training.inputs import ImageModality
+from medkd.training.loop import Step
 from medkd.transfer import sent
 
 TEMPERATURE = 4.0
 """Of the distillation in SRL-distill (Tian et al. 2020)."""
 
 
-class LabelledStep:
+class LabelledStep(Step):
     """Cross-entropy on one view of each image; with a teacher, the mean of that and of the distillation loss.
 
     Args:
@@ -46,10 +47,6 @@ class LabelledStep:
         self.teacher = teacher  # no part of `modules`: a checkpoint need not hold what another run keeps
         self.device, self.precision = device, precision
 
-    def start(self, generator: torch.Generator) -> None:
-        """Keep the generator that draws the views."""
-        self.generator = generator
-
     def loss(self, rows: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Batch mean; logs the accuracy on training views."""
         views, labels = self.images.augmented(rows, self.generator), self.labels[sent(rows, self.device)]
@@ -68,15 +65,8 @@ class LabelledStep:
         with torch.no_grad():
             return self.teacher(views).logits
 
-    def after_step(self) -> None:
-        """Nothing moves but the network."""
 
-    def validate(self) -> dict[str, float]:
-        """Nothing: the last epoch counts."""
-        return {}
-
-
-class EpisodeStep:
+class EpisodeStep(Step):
     """ProtoNet: each step is an episode of the common classes with as many images as a batch has.
 
     The rows of the batch are not used; the episode is drawn from `rows_by_class`, so that all classes come equally.
@@ -118,10 +108,6 @@ class EpisodeStep:
                 f"and one query image a class, and the smallest class has {fewest}; change batch_size or episode_shots"
             )
 
-    def start(self, generator: torch.Generator) -> None:
-        """Keep the generator that draws episodes and views."""
-        self.generator = generator
-
     def loss(self, rows: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Cross-entropy of the query images over minus the squared distances (mean over dimensions) to prototypes."""
         n_way, n_each = len(self.rows), self.k_shot + self.n_query
@@ -136,10 +122,3 @@ class EpisodeStep:
         logits = -(query[:, None] - prototypes).pow(2).mean(dim=2)
         target = torch.arange(n_way, device=self.device).repeat_interleave(self.n_query)
         return F.cross_entropy(logits, target), {"accuracy": (logits.argmax(dim=1) == target).float().mean()}
-
-    def after_step(self) -> None:
-        """Nothing moves but the encoder."""
-
-    def validate(self) -> dict[str, float]:
-        """Nothing: the last epoch counts."""
-        return {}

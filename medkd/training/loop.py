@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pandas as pd
 import torch
@@ -21,25 +21,37 @@ from medkd.training.progress import Progress, Teller
 from medkd.training.stop import StopRequests, stop_requests
 
 
-class Step(Protocol):
-    """One stage's training step; `training/<stage>.py` has one class each."""
+class Step:
+    """One stage's training step; `training/<stage>.py` has one class each.
+
+    Attributes:
+        modules: everything with state that a resumed run needs: networks, momentum copies, queues, banks.
+        device: where it runs.
+    """
 
     modules: nn.Module
-    """Everything with state that a resumed run needs: networks, momentum copies, queues, banks."""
-
     device: torch.device
 
-    def start(self, generator: torch.Generator) -> None:
-        """Called once before the first batch; random numbers of augmentation and sampling come from `generator`."""
+    def start(self, generator: torch.Generator, others: torch.Generator) -> None:
+        """Called once before the first batch.
+
+        Args:
+            generator: draws the order of the rows and one view of each, so that all methods that draw no more from it
+                see the same in every step.
+            others: whatever a method draws beside that: further views, contrast rows, the order of keys.
+        """
+        self.generator, self.others = generator, others
 
     def loss(self, rows: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Loss of the batch of these rows, and named numbers to log; `progress` is the share of epochs done."""
+        raise NotImplementedError
 
     def after_step(self) -> None:
-        """Called after each optimiser step, for example to move a momentum copy."""
+        """Called after each optimiser step, for example to move a momentum copy; by default nothing moves."""
 
     def validate(self) -> dict[str, float]:
-        """Numbers logged after each epoch; an empty dict where there is nothing to validate on."""
+        """Numbers logged after each epoch; by default none, where there is nothing to validate on."""
+        return {}
 
 
 AGREE = 10
@@ -159,16 +171,15 @@ class _Training:
     ) -> None:
         self.step, self.rows, self.optimizer, self.epochs, self.batch_size = step, rows, optimizer, epochs, batch_size
         self.folder, self.title, self.checkpoint_seconds, self.stop = folder, title, checkpoint_seconds, stop
-        self.generator = torch.Generator().manual_seed(seed)
+        self.seed, self.generator, self.others = seed, torch.Generator().manual_seed(seed), torch.Generator()
         views = self.generator
         if parallel.world_size() > 1:  # one order for all processes, views of its own for each
             parallel.share_state(step.modules, from_main=True)
             views = torch.Generator()
-        step.start(views)
+        step.start(views, self.others)
         self.position = read_checkpoint(folder, step, optimizer, self.generator) or Position()
         if parallel.world_size() > 1:
-            own = f"{seed}|{parallel.rank()}|{self.position.total_steps}".encode()
-            views.manual_seed(int.from_bytes(hashlib.sha256(own).digest()[:6], "big"))
+            views.manual_seed(self._seed_now())
         self.learned = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self.n_steps = len(rows) // batch_size
         self.started = self.saved = time.monotonic()
@@ -194,6 +205,7 @@ class _Training:
         while position.step < self.n_steps:
             batch = position.order[position.step * self.batch_size : (position.step + 1) * self.batch_size]
             batch = parallel.own_part(batch)
+            self.others.manual_seed(self._seed_now() + 1)
             loss, logged = step.loss(batch, position.epoch / self.epochs)
             watch.look(loss, logged, batch)
             self.optimizer.zero_grad(set_to_none=True)
@@ -215,6 +227,11 @@ class _Training:
         watch.check()
         parallel.share_state(step.modules)
         return {name: float(parallel.mean_of(total)) / self.n_steps for name, total in position.sums.items()}
+
+    def _seed_now(self) -> int:
+        """A seed for this process at this step, so that no checkpoint need hold what is drawn from it."""
+        own = f"{self.seed}|{parallel.rank()}|{self.position.total_steps}".encode()
+        return int.from_bytes(hashlib.sha256(own).digest()[:6], "big")
 
     def end_epoch(self, record: dict[str, Any], select: str) -> None:
         """Take the record of the epoch into the history, remember its weights if they are the best, and save if due."""

@@ -13,10 +13,11 @@ from medkd.losses.contrastive import alignment, uniformity
 from medkd.models.device import autocast
 from medkd.models.momentum import MoCo
 from medkd.training.inputs import ImageModality
+from medkd.training.loop import Step
 from medkd.training.simclr import SimCLR
 
 
-class MocoStep:
+class MocoStep(Step):
     """One step: two views of each image, the key is found among the queue's keys.
 
     Args:
@@ -44,10 +45,6 @@ class MocoStep:
         self.images, self.device, self.precision = images, device, precision
         self._validate, self.validation_rows = validate, validation_rows
 
-    def start(self, generator: torch.Generator) -> None:
-        """Keep the generator that draws the views."""
-        self.generator = generator
-
     def loss(self, rows: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Contrastive loss of one batch, with alignment and uniformity of its unit features."""
         raw = self.images.raw(rows)
@@ -60,9 +57,6 @@ class MocoStep:
             logged = {"alignment": alignment(query, key), "uniformity": uniformity(query)}
             logged["found"] = (output["logits"].argmax(dim=1) == 0).float().mean()
         return output["loss"], logged
-
-    def after_step(self) -> None:
-        """The momentum update is part of the forward pass, before the key is made."""
 
     def validate(self) -> dict[str, float]:
         """Whatever the stage asked to see of the features."""

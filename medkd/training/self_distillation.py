@@ -19,6 +19,7 @@ from medkd.losses.self_distillation import (
 from medkd.models.device import autocast
 from medkd.models.momentum import MoCo
 from medkd.training.inputs import ImageModality
+from medkd.training.loop import Step
 from medkd.transfer import sent
 
 LabelType = Literal["soft", "hard", "adaptive_soft", "adaptive_hard"]
@@ -49,7 +50,7 @@ class HybridStudent(nn.Module):
         self.register_buffer("epoch", torch.zeros((), dtype=torch.long))
 
 
-class SelfDistillationStep:
+class SelfDistillationStep(Step):
     r"""One step: :math:`L = L_{con} + w L_{cls}(y, p)` with one shared forward pass of the query encoder.
 
     Args:
@@ -112,18 +113,14 @@ class SelfDistillationStep:
             counts = torch.bincount(self._train_labels(), minlength=n_way).float()
             self.set_temperatures(counts)
 
-    def start(self, generator: torch.Generator) -> None:
-        """Keep the generator that draws the views."""
-        self.generator = generator
-
     def loss(self, rows: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Contrastive plus classification (or feature) loss of one batch."""
         raw, on_device = self.images.raw(rows), sent(rows, self.device)
         query_view = self.images.augment(raw, self.generator)
         logged: dict[str, Tensor | float] = {}
         if self.contrast:
-            key_view = self.images.augment(raw, self.generator)
-            order = torch.randperm(len(rows), generator=self.generator)
+            key_view = self.images.augment(raw, self.others)
+            order = torch.randperm(len(rows), generator=self.others)
             with autocast(self.device, self.precision):
                 output = self.student.moco(query_view, key_view, order)
             features, logged["contrast"] = output["features"].float(), output["loss"]
@@ -147,9 +144,6 @@ class SelfDistillationStep:
             return pseudo_label_loss(logits, target, mix=self.mix * progress, temperatures=temperatures)
         scaled = logits if temperatures is None else logits / temperatures
         return released_pseudo_label_loss(scaled, target, mix=self.mix * progress)
-
-    def after_step(self) -> None:
-        """The momentum update is part of the forward pass."""
 
     def validate(self) -> dict[str, float]:
         """Measure the dispersion every `dic_every` epochs; logs the temperatures."""

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from medkd.evaluation.predict import predict
 from medkd.models.device import autocast
 from medkd.training.inputs import Modality
+from medkd.training.loop import Step
 from medkd.training.tasks import Task
 
 
-class SupervisedStep:
+class SupervisedStep(Step):
     """The task's supervised loss on one view of each row.
 
     Args:
@@ -42,10 +43,6 @@ class SupervisedStep:
         self.network, self.inputs, self.device, self.precision = network, inputs, device, precision
         self.task, self.validation_rows = task, validation_rows
 
-    def start(self, generator: torch.Generator) -> None:
-        """Keep the generator that draws the views."""
-        self.generator = generator
-
     def loss(self, rows: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Batch mean of the supervised loss, and the penalty."""
         with autocast(self.device, self.precision):
@@ -54,9 +51,6 @@ class SupervisedStep:
         if self.penalised:
             terms["l1"] = self.l1 * sum(parameter.abs().sum() for parameter in self.penalised)
         return sum(terms.values()), terms
-
-    def after_step(self) -> None:
-        """Nothing moves but the network."""
 
     def validate(self) -> dict[str, float]:
         """The task's numbers on the validation rows."""

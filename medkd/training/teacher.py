@@ -17,6 +17,7 @@ from medkd.models.device import autocast
 from medkd.models.momentum import MomentumCopy, warmup_momentum
 from medkd.models.teacher import MultimodalTeacher, TeacherOutput
 from medkd.training.inputs import Modality
+from medkd.training.loop import Step
 from medkd.training.tasks import Task
 
 BRANCHES = ("fused", "main", "second")
@@ -66,7 +67,7 @@ class TeacherRecipe:
             )
 
 
-class TeacherStep:
+class TeacherStep(Step):
     r"""One step: :math:`L = \sum_m L_m + \sum_m KL_m + \lambda_1 |\theta_{vector}|_1 + L_{LR}` over the three heads.
 
     The network sees view A, its momentum copy view B of the same samples. Each branch is pulled towards the momentum
@@ -114,10 +115,6 @@ class TeacherStep:
             for parameter in getattr(teacher, branch).encoder.parameters()
             if parameter.requires_grad and recipe.l1
         ]
-
-    def start(self, generator: torch.Generator) -> None:
-        """Keep the generator that draws the views."""
-        self.generator = generator
 
     def loss(self, rows: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Loss of one batch, and its terms."""

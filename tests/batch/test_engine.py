@@ -32,7 +32,7 @@ from medkd.training.loop import fit, linear_decay
 
 class Step:
     modules, device = nn.Linear(1, 1), torch.device("cpu")
-    def start(self, generator): pass
+    def start(self, generator, others): pass
     def loss(self, rows, progress):
         with open("../steps.txt", "a") as log: log.write(f"{os.getpid()} {seed}\\n")
         time.sleep(0.2)

@@ -12,7 +12,7 @@ from sklearn.metrics import (
 
 from medkd.errors import DataError, ParameterError
 from medkd.evaluation import bootstrap
-from medkd.evaluation.bootstrap import bootstrap_metrics, paired_difference, paired_differences, resample_weights
+from medkd.evaluation.bootstrap import intervals, paired_intervals, resample_weights
 from medkd.evaluation.metrics import classification_metrics
 from medkd.evaluation.scorers import SCALARS, classification_scorer, metric_names
 
@@ -36,6 +36,17 @@ def flat(point):
     for kind in ("f1", "recall"):
         found |= {f"{kind}_{c}": value for c, value in enumerate(point[f"{kind}_per_class"])}
     return found
+
+
+def bootstrapped(labels, probabilities, groups, names=None, **how):
+    return intervals(classification_scorer(labels, probabilities, names), len(labels), groups, **how)
+
+
+def difference(labels, a, b, groups, name, **how):
+    """The one row of A minus B."""
+    scorers = {method: classification_scorer(labels, p, [name]) for method, p in (("a", a), ("b", b))}
+    table = paired_intervals(scorers, len(labels), groups, [("a", "b")], **how)
+    return table.loc[0, ["difference", "low", "high", "p_value"]].to_dict()
 
 
 def statistic(name, weights, labels, probabilities):
@@ -116,7 +127,7 @@ def test_one_class_alone_has_the_undefined_metrics_of_the_point_values():
 
 def test_default_is_every_scalar_metric_and_the_f1_of_each_class(predictions):
     labels, probabilities, groups = predictions
-    table = bootstrap_metrics(labels, probabilities, groups, n_resamples=10)
+    table = bootstrapped(labels, probabilities, groups, n_resamples=10)
     point = flat(classification_metrics(labels, probabilities))
     assert list(table.index) == [*SCALARS, "f1_0", "f1_1", "f1_2"] and list(table.columns) == ["value", "low", "high"]
     for name in table.index:
@@ -124,9 +135,9 @@ def test_default_is_every_scalar_metric_and_the_f1_of_each_class(predictions):
 
 
 def test_metrics_do_not_depend_on_which_others_are_asked_for(predictions):
-    everything = bootstrap_metrics(*predictions, names=NAMES, n_resamples=20)
+    everything = bootstrapped(*predictions, names=NAMES, n_resamples=20)
     for name in NAMES:
-        assert bootstrap_metrics(*predictions, names=[name], n_resamples=20).equals(everything.loc[[name]])
+        assert bootstrapped(*predictions, names=[name], n_resamples=20).equals(everything.loc[[name]])
 
 
 def test_patients_are_drawn_whole_and_as_many_as_there_are():
@@ -143,7 +154,7 @@ def test_interval_has_the_width_of_the_mean_of_independent_patients():
     """Accuracy of 400 patients with one image each: 1.96 sqrt(p (1 - p) / 400) to either side."""
     labels = np.zeros(400, int)
     probabilities = np.eye(2)[(np.arange(400) % 4 == 0).astype(int)]
-    row = bootstrap_metrics(labels, probabilities, np.arange(400), names=["accuracy"], seed=1).loc["accuracy"]
+    row = bootstrapped(labels, probabilities, np.arange(400), names=["accuracy"], seed=1).loc["accuracy"]
     half = 1.96 * np.sqrt(0.75 * 0.25 / 400)
     assert row["value"] == 0.75
     assert [row["low"], row["high"]] == pytest.approx([0.75 - half, 0.75 + half], abs=0.006)
@@ -151,27 +162,27 @@ def test_interval_has_the_width_of_the_mean_of_independent_patients():
 
 def test_repeating_images_of_patients_does_not_narrow_the_interval(predictions):
     labels, probabilities, groups = predictions
-    once = bootstrap_metrics(labels, probabilities, groups, n_resamples=50)
-    tripled = bootstrap_metrics(np.tile(labels, 3), np.tile(probabilities, (3, 1)), np.tile(groups, 3), n_resamples=50)
+    once = bootstrapped(labels, probabilities, groups, n_resamples=50)
+    tripled = bootstrapped(np.tile(labels, 3), np.tile(probabilities, (3, 1)), np.tile(groups, 3), n_resamples=50)
     np.testing.assert_allclose(tripled, once, atol=1e-12)
 
 
 def test_block_size_does_not_change_the_resamples(predictions, monkeypatch):
     labels, probabilities, groups = predictions
-    whole = bootstrap_metrics(labels, probabilities, groups, n_resamples=23)
+    whole = bootstrapped(labels, probabilities, groups, n_resamples=23)
     monkeypatch.setattr(bootstrap, "CHUNK_ELEMENTS", 5 * len(labels))
-    assert bootstrap_metrics(labels, probabilities, groups, n_resamples=23).equals(whole)
+    assert bootstrapped(labels, probabilities, groups, n_resamples=23).equals(whole)
 
 
 def test_seed_decides_the_interval(predictions):
     labels, probabilities, groups = predictions
-    first, again, other = (bootstrap_metrics(*predictions, n_resamples=40, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (bootstrapped(*predictions, n_resamples=40, seed=seed) for seed in (0, 0, 1))
     assert first.equals(again)
     assert not first["low"].equals(other["low"])
 
 
 def test_one_patient_gives_a_value_without_an_interval():
-    table = bootstrap_metrics(np.array([0, 1]), np.eye(2), np.array(["p", "p"]), names=["accuracy"], n_resamples=10)
+    table = bootstrapped(np.array([0, 1]), np.eye(2), np.array(["p", "p"]), names=["accuracy"], n_resamples=10)
     assert table.loc["accuracy", "value"] == 1
     assert table.loc["accuracy", ["low", "high"]].isna().all()
 
@@ -182,8 +193,8 @@ def test_paired_difference_is_narrower_than_the_two_intervals_suggest(prediction
     a = np.eye(3)[np.where(groups % 5 == 0, (labels + 1) % 3, labels)]
     b = a.copy()
     b[np.flatnonzero(groups % 5)[0]] = np.roll(b[np.flatnonzero(groups % 5)[0]], 1)
-    found = paired_difference(labels, a, b, groups, name="accuracy", n_resamples=300)
-    alone = bootstrap_metrics(labels, a, groups, names=["accuracy"], n_resamples=300).loc["accuracy"]
+    found = difference(labels, a, b, groups, name="accuracy", n_resamples=300)
+    alone = bootstrapped(labels, a, groups, names=["accuracy"], n_resamples=300).loc["accuracy"]
     assert found["difference"] == pytest.approx(1 / 90)
     assert 0 <= found["low"] <= found["difference"] <= found["high"]
     assert found["high"] - found["low"] < (alone["high"] - alone["low"]) / 3
@@ -191,17 +202,17 @@ def test_paired_difference_is_narrower_than_the_two_intervals_suggest(prediction
 
 def test_identical_methods_do_not_differ(predictions):
     labels, probabilities, groups = predictions
-    found = paired_difference(labels, probabilities, probabilities, groups, name="auc_macro", n_resamples=20)
+    found = difference(labels, probabilities, probabilities, groups, name="auc_macro", n_resamples=20)
     assert found == {"difference": 0, "low": 0, "high": 0, "p_value": 1}
 
 
 def test_p_value_of_a_method_that_always_wins_is_the_smallest_possible(predictions):
     labels, _, groups = predictions
     right, wrong = np.eye(3)[labels], np.eye(3)[(labels + 1) % 3]
-    found = paired_difference(labels, right, wrong, groups, name="balanced_accuracy", n_resamples=99)
+    found = difference(labels, right, wrong, groups, name="balanced_accuracy", n_resamples=99)
     assert found["difference"] == found["low"] == found["high"] == 1
     assert found["p_value"] == pytest.approx(2 / 100)
-    swapped = paired_difference(labels, wrong, right, groups, name="balanced_accuracy", n_resamples=99)
+    swapped = difference(labels, wrong, right, groups, name="balanced_accuracy", n_resamples=99)
     assert swapped["difference"] == -1 and swapped["p_value"] == found["p_value"]
 
 
@@ -210,12 +221,13 @@ def test_several_pairs_and_metrics_share_the_resamples_of_one(predictions):
     rng = np.random.default_rng(0)
     methods = {"KD": probabilities, "CE only": rng.dirichlet(np.ones(3), size=90), "teacher": np.eye(3)[labels]}
     pairs, names = [("teacher", "KD"), ("KD", "CE only")], ["kappa", "f1_2"]
-    table = paired_differences(labels, methods, groups, pairs, names, n_resamples=30, seed=2)
+    scorers = {method: classification_scorer(labels, values, names) for method, values in methods.items()}
+    table = paired_intervals(scorers, 90, groups, pairs, n_resamples=30, seed=2)
     assert table[["method", "minus", "metric"]].to_numpy().tolist() == [
         [*pair, name] for pair in pairs for name in names
     ]
     for row in table.itertuples():
-        alone = paired_difference(
+        alone = difference(
             labels, methods[row.method], methods[row.minus], groups, name=row.metric, n_resamples=30, seed=2
         )
         assert alone == {name: getattr(row, name) for name in ("difference", "low", "high", "p_value")}
@@ -224,14 +236,12 @@ def test_several_pairs_and_metrics_share_the_resamples_of_one(predictions):
 def test_names_what_does_not_fit(predictions):
     labels, probabilities, groups = predictions
     with pytest.raises(ParameterError, match='no bootstrap of "auroc" with 3 classes; known: accuracy'):
-        bootstrap_metrics(labels, probabilities, groups, names=["auroc"])
+        bootstrapped(labels, probabilities, groups, names=["auroc"])
     with pytest.raises(ParameterError, match='no bootstrap of "f1_3" with 3 classes'):
-        bootstrap_metrics(labels, probabilities, groups, names=["f1_3"])
+        bootstrapped(labels, probabilities, groups, names=["f1_3"])
     with pytest.raises(ParameterError, match="n_resamples must be at least 1"):
-        bootstrap_metrics(labels, probabilities, groups, n_resamples=0)
+        bootstrapped(labels, probabilities, groups, n_resamples=0)
     with pytest.raises(DataError, match="needs its group"):
-        bootstrap_metrics(labels, probabilities, groups[1:])
+        bootstrapped(labels, probabilities, groups[1:])
     with pytest.raises(DataError, match="needs its group"):
-        bootstrap_metrics(labels, probabilities, np.where(groups == 3, None, groups.astype(object)))
-    with pytest.raises(DataError, match="same classes"):
-        paired_difference(labels, probabilities, np.full((90, 4), 0.25), groups, name="accuracy")
+        bootstrapped(labels, probabilities, np.where(groups == 3, None, groups.astype(object)))

@@ -5,11 +5,11 @@ from scipy.stats import ttest_1samp
 from sklearn.metrics import balanced_accuracy_score
 
 from medkd.errors import DataError, ParameterError
-from medkd.evaluation.bootstrap import bootstrap_metrics, intervals, paired_difference
+from medkd.evaluation.bootstrap import intervals, paired_intervals
 from medkd.evaluation.comparison import arrays, by_part, differences, levels, single_modality_pairs, summarise
 from medkd.evaluation.metrics import aggregate, classification_metrics
-from medkd.evaluation.scorers import SCALARS
-from medkd.evaluation.survival import aggregate_risks, bootstrap_c_index, c_index, paired_c_index_difference
+from medkd.evaluation.scorers import SCALARS, classification_scorer
+from medkd.evaluation.survival import aggregate_risks, c_index, survival_scorers
 
 METHODS = ("teacher", "image only", "genes only", "CE only", "KD")
 
@@ -82,7 +82,7 @@ def test_summary_pools_the_parts_but_for_ranks_and_spreads_over_them(level, pred
     parts = [aggregate(rows, level) for _, rows in ours.groupby("part")]
     pooled = pd.concat(parts)
     patients = pooled["patient"].to_numpy()
-    table = bootstrap_metrics(*arrays(pooled), patients, n_resamples=20, seed=3)
+    table = intervals(classification_scorer(*arrays(pooled)), len(pooled), patients, n_resamples=20, seed=3)
     ranks = [name for name in SCALARS if name.startswith(("auc", "ap"))]
 
     def within_parts(weights):
@@ -165,12 +165,9 @@ def test_differences_are_those_of_aggregated_samples_at_each_level(predictions):
             )
             for name in ("KD", "CE only")
         )
-        # other order of samples, so other weights of the groups: only what does not depend on draws must agree
-        expected = paired_difference(
-            *arrays(a), arrays(b)[1], a["patient"].to_numpy(), name="balanced_accuracy", n_resamples=20, seed=2
-        )
+        values = [classification_metrics(*arrays(each))["balanced_accuracy"] for each in (a, b)]
         row = row_of(table, method="KD", level=level, metric="balanced_accuracy")
-        assert row["difference"] == pytest.approx(expected["difference"], abs=1e-12)
+        assert row["difference"] == pytest.approx(values[0] - values[1], abs=1e-12)
         assert row["n"] == len(a)
 
 
@@ -267,10 +264,10 @@ def test_summary_of_survival_is_the_c_index_within_parts(survival):
     parts = [aggregate_risks(rows, "patient") for _, rows in survival[survival["method"] == "KD"].groupby("part")]
     each = [c_index(part["time"], part["event"], part["risk"]) for part in parts]
     pooled = pd.concat([part.assign(part=number) for number, part in enumerate(parts)])
-    columns = (pooled[name].to_numpy() for name in ("time", "event", "risk", "patient"))
-    expected = bootstrap_c_index(*columns, parts=pooled["part"].to_numpy(), n_resamples=20)
+    (scorer,) = survival_scorers(pooled["time"], pooled["event"], {"": pooled["risk"]}, pooled["part"]).values()
+    expected = intervals(scorer, len(pooled), pooled["patient"].to_numpy(), n_resamples=20).loc["c_index"]
     row = row_of(summary, method="KD", level="patient")
-    assert row[["value", "low", "high"]].to_dict() == pytest.approx(expected)
+    assert row[["value", "low", "high"]].to_dict() == pytest.approx(expected.to_dict())
     assert row["mean_over_parts"] == pytest.approx(np.mean(each))
     assert row["sd_over_parts"] == pytest.approx(np.std(each, ddof=1))
     assert row["n"] == 17  # the patient without follow-up is left out
@@ -286,9 +283,9 @@ def test_differences_of_survival(survival):
         for method, rows in survival.groupby("method")
     }
     a, b = frames["teacher"], frames["genes only"]
-    expected = paired_c_index_difference(
-        a["time"], a["event"], a["risk"], b["risk"], a["patient"], parts=a["part"], n_resamples=20
-    )
+    scorers = survival_scorers(a["time"], a["event"], {"a": a["risk"], "b": b["risk"]}, a["part"])
+    (expected,) = paired_intervals(scorers, len(a), a["patient"], [("a", "b")], n_resamples=20).to_dict("records")
+    expected = {name: expected[name] for name in ("difference", "low", "high", "p_value")}
     row = row_of(table, method="teacher", minus="genes only", level="patient")
     assert {name: row[name] for name in expected} == pytest.approx(expected)
     with pytest.raises(ParameterError, match='no metric "auc_macro" of survival predictions'):

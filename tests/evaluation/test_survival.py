@@ -4,18 +4,27 @@ import pytest
 from scipy.stats import chi2
 
 from medkd.errors import DataError, ParameterError
-from medkd.evaluation.bootstrap import resample_weights
+from medkd.evaluation.bootstrap import intervals, paired_intervals, resample_weights
 from medkd.evaluation.survival import (
     aggregate_risks,
-    bootstrap_c_index,
     c_index,
-    c_index_scorer,
     kaplan_meier_table,
     logrank_p,
-    paired_c_index_difference,
     risk_groups,
     survival_scorers,
 )
+
+
+def bootstrapped(times, events, risks, groups, **how):
+    (scorer,) = survival_scorers(times, events, {"": risks}).values()
+    return intervals(scorer, len(times), groups, **how).loc["c_index"].to_dict()
+
+
+def difference(times, events, a, b, groups, **how):
+    """The one row of A minus B."""
+    scorers = survival_scorers(times, events, {"a": a, "b": b})
+    table = paired_intervals(scorers, len(times), groups, [("a", "b")], **how)
+    return table.loc[0, ["difference", "low", "high", "p_value"]].to_dict()
 
 
 @pytest.fixture
@@ -78,7 +87,7 @@ def test_c_index_leaves_out_samples_without_follow_up(cohort):
 def test_every_resample_equals_the_c_index_of_repeated_rows(cohort):
     times, events, risks, groups = cohort
     (weights,) = resample_weights(groups, 12, seed=5)
-    found = c_index_scorer(times, events, risks)(weights)["c_index"]
+    found = survival_scorers(times, events, {"": risks})[""](weights)["c_index"]
     rows = [np.repeat(np.arange(90), column.astype(int)) for column in weights.T]
     slow = [slow_c_index(times[r], events[r], risks[r]) for r in rows]
     np.testing.assert_allclose(found, slow, rtol=0, atol=1e-12)
@@ -89,7 +98,8 @@ def test_only_pairs_within_a_part_count(cohort):
     times, events, risks, _ = cohort
     parts = np.arange(90) % 2
     shifted = np.where(parts == 1, risks + 100, risks)
-    found = [c_index_scorer(times, events, r, parts)(np.ones((90, 1)))["c_index"][0] for r in (risks, shifted)]
+    scorers = survival_scorers(times, events, {"risks": risks, "shifted": shifted}, parts)
+    found = [scorer(np.ones((90, 1)))["c_index"][0] for scorer in scorers.values()]
     assert found[0] == found[1] != pytest.approx(c_index(times, events, risks), abs=1e-6)
 
     def right_and_all(part):
@@ -104,28 +114,26 @@ def test_only_pairs_within_a_part_count(cohort):
 
 def test_interval_holds_the_value_and_patients_are_drawn_whole(cohort):
     times, events, risks, groups = cohort
-    once = bootstrap_c_index(times, events, risks, groups, n_resamples=200)
+    once = bootstrapped(times, events, risks, groups, n_resamples=200)
     assert once["value"] == c_index(times, events, risks)
     assert once["low"] < once["value"] < once["high"]
-    twice = bootstrap_c_index(
-        np.tile(times, 2), np.tile(events, 2), np.tile(risks, 2), np.tile(groups, 2), n_resamples=200
-    )
+    twice = bootstrapped(np.tile(times, 2), np.tile(events, 2), np.tile(risks, 2), np.tile(groups, 2), n_resamples=200)
     assert twice == pytest.approx(once, abs=1e-12)
 
 
 def test_one_patient_gives_a_value_without_an_interval():
-    found = bootstrap_c_index(np.array([1, 2]), np.array([1, 1]), np.array([1, 0]), np.array(["p", "p"]))
+    found = bootstrapped(np.array([1, 2]), np.array([1, 1]), np.array([1, 0]), np.array(["p", "p"]))
     assert found["value"] == 1 and np.isnan([found["low"], found["high"]]).all()
 
 
 def test_paired_difference_is_that_of_the_two_values_and_zero_for_the_same_risks(cohort):
     times, events, risks, groups = cohort
     perfect = -(times + 0.5 * (events == 0))  # of equal times, those who died fail first
-    found = paired_c_index_difference(times, events, perfect, risks, groups, n_resamples=99)
+    found = difference(times, events, perfect, risks, groups, n_resamples=99)
     assert found["difference"] == pytest.approx(1 - c_index(times, events, risks), abs=1e-12)
     assert 0 < found["low"] < found["difference"] < found["high"]
     assert found["p_value"] == pytest.approx(2 / 100)
-    same = paired_c_index_difference(times, events, risks, 2 * risks, groups, n_resamples=20)
+    same = difference(times, events, risks, 2 * risks, groups, n_resamples=20)
     assert same == {"difference": 0, "low": 0, "high": 0, "p_value": 1}
 
 
@@ -140,7 +148,7 @@ def test_names_what_the_c_index_cannot_score(cohort):
     with pytest.raises(DataError, match="leave out samples without follow-up"):
         survival_scorers(times * np.nan, events, {"KD": risks})
     with pytest.raises(DataError, match="needs its group"):
-        bootstrap_c_index(times, events, risks, groups[1:])
+        bootstrapped(times, events, risks, groups[1:])
 
 
 @pytest.fixture

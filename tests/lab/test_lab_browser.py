@@ -42,7 +42,7 @@ from medkd.training.loop import fit, linear_decay
 from medkd.widgets.monitor import monitor
 class Step:
     modules, device, pause = torch.nn.Linear(1, 1), torch.device("cpu"), 0.02
-    def start(self, generator): pass
+    def start(self, generator, others): pass
     def after_step(self): time.sleep(self.pause)
     def validate(self): return {"val_auc": 0.5}
     def loss(self, rows, progress):

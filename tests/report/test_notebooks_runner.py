@@ -130,7 +130,7 @@ from medkd.training.loop import fit, linear_decay
 
 class Step:
     modules, device, n = nn.Linear(1, 1), torch.device("cpu"), 0
-    def start(self, generator): pass
+    def start(self, generator, others): pass
     def loss(self, rows, progress): return self.modules(rows.float()[:, None]).pow(2).mean(), {}
     def after_step(self):
         self.n += 1

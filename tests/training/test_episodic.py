@@ -33,7 +33,7 @@ def network(seed=0):
 
 
 def started(step):
-    step.start(torch.Generator().manual_seed(0))
+    step.start(torch.Generator().manual_seed(0), torch.Generator().manual_seed(1))
     return step
 
 

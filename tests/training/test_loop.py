@@ -8,10 +8,10 @@ from torch.nn import functional as F
 from medkd.errors import TrainingError
 from medkd.training import finite
 from medkd.training.checkpoint import KEPT, clear_checkpoints
-from medkd.training.loop import cosine_decay, fit, linear_decay, step_decay
+from medkd.training.loop import Step, cosine_decay, fit, linear_decay, step_decay
 
 
-class LineStep:
+class LineStep(Step):
     """Fits a line with dropout and noise, so that every source of randomness takes part."""
 
     def __init__(self, stop_after: int | None = None, scores=None):
@@ -20,16 +20,10 @@ class LineStep:
         self.device = torch.device("cpu")
         self.seen, self.stop_after, self.scores, self.n_validations = [], stop_after, scores, 0
 
-    def start(self, generator):
-        self.generator = generator
-
     def loss(self, rows, progress):
         self.seen += rows.tolist()
         x = torch.nn.functional.one_hot(rows % 4, 4) + 0.1 * torch.randn(len(rows), 4, generator=self.generator)
         return F.mse_loss(self.modules(x).squeeze(1), rows.float()), {}
-
-    def after_step(self):
-        pass
 
     def validate(self):
         self.n_validations += 1

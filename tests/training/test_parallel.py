@@ -17,13 +17,13 @@ from medkd.cli import app
 from medkd.losses.contrast_sampler import ContrastSampler
 from medkd.losses.memory import ContrastiveDistillation
 from medkd.models.momentum import MoCo
-from medkd.training.loop import fit, linear_decay
+from medkd.training.loop import Step, fit, linear_decay
 from medkd.training.stop import Stopped, request_stop
 
 N, BATCH, EPOCHS = 40, 8, 3
 
 
-class WholeStep:
+class WholeStep(Step):
     """MoCo and a memory bank on fixed inputs without batch norm: what a process sees is all that can differ."""
 
     def __init__(self, folder, stop_at=0):
@@ -36,9 +36,6 @@ class WholeStep:
         self.sampler = ContrastSampler(torch.arange(N) % 2, n_positives=3, n_negatives=5)
         self.device, self.folder, self.stop_at, self.n = torch.device("cpu"), folder, stop_at, 0
         self.seen = []
-
-    def start(self, generator):
-        pass
 
     def loss(self, rows, progress):
         self.seen += rows.tolist()

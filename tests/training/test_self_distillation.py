@@ -43,7 +43,7 @@ def make(images, soft):
         made = SelfDistillationStep(
             student, images, soft, torch.arange(N), **({"dic_every": 1} | changes), device=CPU, precision="float32"
         )
-        made.start(torch.Generator().manual_seed(0))
+        made.start(torch.Generator().manual_seed(0), torch.Generator().manual_seed(1))
         return made
 
     return step

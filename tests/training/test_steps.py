@@ -13,6 +13,7 @@ from medkd.models.teacher import MultimodalTeacher, SingleModalityNet
 from medkd.training.baselines import BASELINES
 from medkd.training.distillation import DistillationStep, warn_about_small_classes
 from medkd.training.inputs import ImageModality, VectorModality
+from medkd.training.loop import fit, linear_decay
 from medkd.training.recipe import GMCD_TERMS, METHODS, Recipe
 from medkd.training.tasks import Classification, Survival
 from medkd.training.teacher import TeacherRecipe, TeacherStep
@@ -45,7 +46,7 @@ def teacher_step(data, **changes):
     step = TeacherStep(
         network(), *data, torch.arange(N), vectors=["second"], recipe=recipe, device=CPU, precision="float32"
     )
-    step.start(torch.Generator().manual_seed(0))
+    step.start(torch.Generator().manual_seed(0), torch.Generator().manual_seed(1))
     return step
 
 
@@ -66,7 +67,7 @@ def student_step(data, method, **changes):
         device=CPU,
         precision="float32",
     )
-    step.start(torch.Generator().manual_seed(0))
+    step.start(torch.Generator().manual_seed(0), torch.Generator().manual_seed(1))
     return step
 
 
@@ -149,7 +150,7 @@ def test_map_methods_compare_the_student_with_the_image_branch_of_the_teacher(da
     settings = {"recipe": recipe, "generator": torch.Generator(), "device": CPU, "precision": "float32"}
     same = SingleModalityNet(conv_encoder(), DIM, CLASSES)
     step = DistillationStep(same, teacher, *data, rows % CLASSES, rows, rows, **settings)
-    step.start(torch.Generator().manual_seed(0))
+    step.start(torch.Generator().manual_seed(0), torch.Generator().manual_seed(1))
     _, terms = step.loss(torch.arange(8), 0.0)
     assert terms[method].item() == pytest.approx(0, abs=1e-4)  # the same encoder: the same maps
     with torch.no_grad():
@@ -317,6 +318,47 @@ def test_unknown_methods_and_more_positives_than_candidates_are_refused():
     with pytest.raises(ParameterError, match="n_selected = 20 positives cannot be kept of n_positives = 10"):
         Recipe(n_positives=10)
     assert METHODS[0] == "ce" and METHODS[-1] == "gmcd" and len(METHODS) == 13
+
+
+@pytest.mark.parametrize("method", ["kd", "crd", "gmcd"])
+def test_every_method_sees_the_rows_and_first_views_that_labels_alone_see(data, method, tmp_path):
+    """Whatever else a method draws: second views, contrast rows."""
+
+    def seen(method):
+        step, first_views = student_step(data, method), []
+
+        def loss(rows, progress):
+            views = []
+            step.inputs = [Recorded(data[0][0], views), data[0][1]]
+            found = DistillationStep.loss(step, rows, progress)
+            first_views.append((rows.tolist(), views[0]))
+            return found
+
+        step.loss = loss
+        optimizer = torch.optim.SGD(step.parameters(), lr=0.0)
+        options = {"epochs": 2, "batch_size": 8, "schedule": linear_decay, "seed": 3, "title": method}
+        fit(step, torch.arange(N), optimizer, folder=tmp_path / method, **options)
+        return first_views
+
+    alone, taught = seen("ce"), seen(method)
+    assert len(alone) == len(taught) == 6
+    assert [rows for rows, _ in taught] == [rows for rows, _ in alone]
+    assert all(torch.equal(*pair) for pair in zip((v for _, v in taught), (v for _, v in alone), strict=True))
+    assert not torch.equal(alone[0][1], alone[3][1])
+
+
+class Recorded:
+    """A modality that keeps the views it gave."""
+
+    def __init__(self, modality, views):
+        self.modality, self.views = modality, views
+
+    def augmented(self, rows, generator):
+        self.views.append(self.modality.augmented(rows, generator))
+        return self.views[-1]
+
+    def plain(self, rows):
+        return self.modality.plain(rows)
 
 
 def test_small_classes_are_named_once_with_their_counts():

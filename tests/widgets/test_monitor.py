@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from medkd.training.loop import fit, linear_decay
+from medkd.training.loop import Step, fit, linear_decay
 from medkd.training.progress import Progress, listening
 from medkd.training.stop import Stopped
 from medkd.widgets.monitor import TrainingMonitor, curves, monitor, png_of
@@ -51,15 +51,12 @@ def test_the_picture_follows_the_epochs(monkeypatch):
     assert len({first, second, bytes(view.picture.value)}) == 3, "the end is drawn at once"
 
 
-class Step:
+class PressedStep(Step):
     """A line that presses the button in this step of twelve."""
 
     def __init__(self, view=None, at=None):
         self.modules, self.device = torch.nn.Linear(1, 1), torch.device("cpu")
         self.view, self.at, self.n = view, at, 0
-
-    def start(self, generator):
-        pass
 
     def loss(self, rows, progress):
         return self.modules(rows.float()[:, None]).pow(2).mean(), {}
@@ -68,9 +65,6 @@ class Step:
         self.n += 1
         if self.n == self.at:
             self.view.stop.click()
-
-    def validate(self):
-        return {}
 
 
 def train(step, folder):
@@ -93,9 +87,9 @@ def shown(monkeypatch):
 def test_the_button_ends_after_the_step_and_the_same_call_goes_on(tmp_path, capsys):
     view = TrainingMonitor()
     with listening(view.update), pytest.raises(Stopped, match="line, epoch 2, step 2: stopped as asked"):
-        train(Step(view, at=6), tmp_path)
+        train(PressedStep(view, at=6), tmp_path)
     assert view.stop.description == "stopping" and view.stop.disabled
-    resumed = Step()
+    resumed = PressedStep()
     history = train(resumed, tmp_path)
     assert history["epoch"].tolist() == [1, 2, 3]
     assert resumed.n == 6
@@ -108,16 +102,16 @@ def test_a_press_between_two_trainings_stops_the_next_one(tmp_path, shown, press
         if pressed_at == "start":
             view.stop.click()
         else:
-            assert len(train(Step(view, at=12), tmp_path / "first")) == 3
-        train(Step(), tmp_path / "second")
-    assert len(train(Step(), tmp_path / "second")) == 3
+            assert len(train(PressedStep(view, at=12), tmp_path / "first")) == 3
+        train(PressedStep(), tmp_path / "second")
+    assert len(train(PressedStep(), tmp_path / "second")) == 3
 
 
 def test_a_press_that_came_too_late_does_not_stop_the_next_cell(tmp_path, shown):
     with monitor() as view:
-        assert len(train(Step(view, at=12), tmp_path / "first")) == 3
+        assert len(train(PressedStep(view, at=12), tmp_path / "first")) == 3
     with monitor():
-        assert len(train(Step(), tmp_path / "second")) == 3
+        assert len(train(PressedStep(), tmp_path / "second")) == 3
 
 
 def test_headless_nothing_is_shown(monkeypatch):
