@@ -11,9 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from medkd.cli_batch import batch, train
-from medkd.cli_data import Root, data_app, fail
+from medkd.cli_data import Root, data_app, fail, told
 from medkd.cli_export import bundle, export, predict
 from medkd.cli_runs import runs_app
+from medkd.errors import MedkdError, ParameterError
 
 app = typer.Typer(
     help="Knowledge distillation and rare-disease learning in medical imaging, driven from notebooks.",
@@ -58,7 +59,6 @@ def report(
     What is up to date is not run again; after a failure the same command goes on where it stopped. Exit status:
     0 finished, 2 bad input, 3 exception in a notebook, 4 killed kernel, 5 timeout, 130 interrupted.
     """
-    from medkd.errors import MedkdError
     from medkd.report.notebooks import NotebookFailure
 
     try:
@@ -100,15 +100,10 @@ def share(
     target: Annotated[str, typer.Argument(help="HTML file to write.")],
 ) -> None:
     """Write a report as one file to send or commit: no photographs, no links, no paths of this machine."""
-    from pathlib import Path
-
-    from medkd.errors import MedkdError
     from medkd.report.share import share as write
 
-    try:
+    with told():
         print(os.path.relpath(write(name, Path(target))))
-    except MedkdError as error:
-        fail(str(error), 2)
 
 
 @app.command()
@@ -142,8 +137,6 @@ def doctor() -> None:
 
 def _assignment(text: str) -> tuple[str, Any]:
     """`name=value`; the value is read as JSON where it is JSON, and as text where not."""
-    from medkd.errors import ParameterError
-
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise ParameterError(f"-p {text} is no assignment; write -p name=value, for example -p epochs=5")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from medkd.cli_data import fail
+from medkd.errors import MedkdError
 
 
 def train(
@@ -44,7 +45,6 @@ def batch(
     """
     from medkd.batch.engine import SchedulerLost, is_finished, prepare, run_study
     from medkd.batch.study import Study
-    from medkd.errors import MedkdError
 
     try:
         asked = Study.read(Path(study))

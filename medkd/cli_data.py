@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
+
+from medkd.errors import MedkdError
 
 data_app = typer.Typer(
     help="List, fetch, check and prepare cohorts.", no_args_is_help=True, rich_markup_mode=None, add_completion=False
@@ -32,9 +36,8 @@ def data_list() -> None:
 def data_info(name: Name, root: Root = "") -> None:
     """Show what a cohort is, its licence, and its counts if its files are here."""
     from medkd.data.registry import describe, load_cohort, summary
-    from medkd.errors import MedkdError
 
-    try:
+    with told():
         about = describe(name)
         for key, value in about.items():
             print(f"{key}: {value}")
@@ -43,8 +46,6 @@ def data_info(name: Name, root: Root = "") -> None:
             print(f"modalities: {', '.join(cohort.modalities)}")
             print(f"splits: {'own folds' if cohort.splits is None else ', '.join(cohort.splits)}")
             print(summary(cohort).to_string(index=False))
-    except MedkdError as error:
-        fail(str(error), 2)
 
 
 @data_app.command("fetch")
@@ -59,16 +60,11 @@ def data_fetch(
     Sets that need a form or a login are not downloaded: what to do is printed instead.
     """
     from medkd.data.fetch import fetch
-    from medkd.errors import MedkdError
     from medkd.paths import home
 
     folder = Path(to) if to else home() / "data" / name
-    try:
+    with told(interrupted="interrupted; the same command goes on from there"):
         root = fetch(name, folder, consent=lambda text: yes or typer.confirm(text), say=print, size=size)
-    except MedkdError as error:
-        fail(str(error), 2)
-    except KeyboardInterrupt:
-        fail("interrupted; the same command goes on from there", 130)
     if root is not None:
         print(f"now: medkd data check {name} --root {root}")
 
@@ -87,16 +83,13 @@ def data_check(
     from medkd.data.checks import check, imbalance, split_counts
     from medkd.data.folds import split_rows
     from medkd.data.registry import load_cohort
-    from medkd.errors import MedkdError
 
-    try:
+    with told(1):
         cohort = load_cohort(name, root)
         findings = check(cohort, n_folds=folds, split_file=split_file)
         if not any(finding.error and finding.kind == "leak" for finding in findings):
             split = split_rows(cohort, fold=0, n_folds=folds, split_file=split_file)
             print(split_counts(cohort, split).to_string(index=False))
-    except MedkdError as error:
-        fail(str(error), 1)
     print(f"largest class to smallest: {imbalance(cohort):.1f} to 1")
     for finding in findings:
         print(f"{'error' if finding.error else 'warning'}: {finding.text}", file=sys.stderr)
@@ -117,10 +110,9 @@ def data_prepare(
     For your own data (`own`) the columns of the table are inferred first, shown, and written to `medkd.yaml` beside it.
     """
     from medkd.data.registry import load_cohort
-    from medkd.errors import MedkdError
     from medkd.paths import cache_dir
 
-    try:
+    with told(interrupted="interrupted; what is decoded completely is kept"):
         if name == "own" and not _own_confirmed(Path(root), yes):
             return
         cohort = load_cohort(name, root)
@@ -128,10 +120,6 @@ def data_prepare(
             for side in size or [48]:
                 pixels = source.load(side)
                 print(f"{modality} at {side} px: {len(pixels)} images, {pixels.nbytes / 1e6:.0f} MB")
-    except MedkdError as error:
-        fail(str(error), 2)
-    except KeyboardInterrupt:
-        fail("interrupted; what is decoded completely is kept", 130)
     print(f"{cohort.label_text}: content {cohort.fingerprint}, cache {cache_dir()}")
 
 
@@ -151,6 +139,17 @@ def _own_confirmed(root: Path, yes: bool) -> bool:
     if not agreed:
         print(f"edit {root / SCHEMA_FILE}, then run this command again")
     return agreed
+
+
+@contextmanager
+def told(status: int = 2, *, interrupted: str = "interrupted") -> Iterator[None]:
+    """What a user can mend, and an interruption, end the command with one line and an exit status."""
+    try:
+        yield
+    except MedkdError as error:
+        fail(str(error), status)
+    except KeyboardInterrupt:
+        fail(interrupted, 130)
 
 
 def fail(message: str, status: int) -> NoReturn:

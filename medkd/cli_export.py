@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from medkd.cli_data import Root, fail
+from medkd.cli_data import Root, fail, told
 
 
 def export(
@@ -26,12 +26,9 @@ def export(
     """
     from medkd.deploy.export import export_run
     from medkd.deploy.runtime import RECORD
-    from medkd.errors import MedkdError
 
-    try:
+    with told():
         folder = export_run(run, Path(to) if to else None, root=os.path.abspath(root) if root else "", weights=weights)
-    except MedkdError as error:
-        fail(str(error), 2)
     record = json.loads((folder / RECORD).read_text())
     print(f"{record['title']}: temperature {record['calibration']['temperature']:.3f} ({record['calibration']['how']})")
     parity = record["parity"]
@@ -49,12 +46,9 @@ def predict(
     Images that cannot be read are named and left out. Exit status: 0 all predicted, 2 bad input, some images among it.
     """
     from medkd.deploy.predict import predict_images
-    from medkd.errors import MedkdError
 
-    try:
+    with told():
         done = predict_images(Path(model), images, Path(to))
-    except MedkdError as error:
-        fail(str(error), 2)
     for name, reason in done.unreadable.items():
         print(f"not read: {name}: {reason}", file=sys.stderr)
     for name, count in done.table["predicted"].value_counts().items():
@@ -73,9 +67,6 @@ def bundle(
 ) -> None:
     """Put what a reviewer needs of a study into one folder, with a script that runs it again and compares."""
     from medkd.bundle.assemble import bundle as assemble
-    from medkd.errors import MedkdError
 
-    try:
+    with told():
         print(os.path.relpath(assemble(study, Path(to) if to else None, notebooks=notebooks)))
-    except MedkdError as error:
-        fail(str(error), 2)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from medkd.cli_data import fail
+from medkd.cli_data import Yes, told
 
 runs_app = typer.Typer(
     help="Look into the run store, and clear it up.", no_args_is_help=True, rich_markup_mode=None, add_completion=False
@@ -29,13 +29,10 @@ def runs_list(
 @runs_app.command("show")
 def runs_show(key: Annotated[str, typer.Argument(help="Key, or the first digits of it.")]) -> None:
     """Show a run: settings, metrics, what it was made from, and its files."""
-    from medkd.errors import MedkdError
     from medkd.stages.inventory import find_run
 
-    try:
+    with told():
         run = find_run(key)
-    except MedkdError as error:
-        fail(str(error), 2)
     print(f"{run.stage}/{run.key}, {run.seconds:.0f} s, cohort {run.cohort}")
     for title, values in (("settings", run.config), ("metrics", run.metrics)):
         print(f"{title}:")
@@ -49,13 +46,10 @@ def runs_show(key: Annotated[str, typer.Argument(help="Key, or the first digits 
 @runs_app.command("compare")
 def runs_compare(keys: Annotated[list[str], typer.Argument(help="Two keys or more.")]) -> None:
     """Show which settings of runs differ, and their metrics side by side."""
-    from medkd.errors import MedkdError
     from medkd.stages.inventory import compared, find_run
 
-    try:
+    with told():
         settings, metrics = compared([find_run(key) for key in keys])
-    except MedkdError as error:
-        fail(str(error), 2)
     print(settings.to_string(index=False) if len(settings) else "all settings are the same")
     print(metrics.to_string(index=False))
 
@@ -64,16 +58,13 @@ def runs_compare(keys: Annotated[list[str], typer.Argument(help="Two keys or mor
 def runs_gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     keep_days: Annotated[float, typer.Option(min=0, help="Leave what was changed in so many days.")] = 0.0,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Yes = False,
 ) -> None:
     """Remove unfinished runs that nobody works on, and finished ones that no report refers to."""
-    from medkd.errors import MedkdError
     from medkd.stages.inventory import leftovers, remove
 
-    try:
+    with told():
         found = leftovers(keep_days, time.time())
-    except MedkdError as error:
-        fail(str(error), 2)
     for item in found:
         print(f"{item.folder.parent.name}/{item.folder.name}: {item.n_bytes / 1e6:.1f} MB, {item.reason}")
     total = sum(item.n_bytes for item in found) / 1e6

@@ -91,6 +91,24 @@ def gathered(values: Tensor) -> Tensor:
     return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
 
 
+def dealt(rows: Tensor) -> Tensor:
+    """Rows of all processes, dealt out among them one by one, so that each has some of every other, without gradient.
+
+    Args:
+        rows: this process's part of a batch, see `own_part`.
+    """
+    return gathered(rows)[rank() :: world_size()] if world_size() > 1 else rows
+
+
+def undealt(rows: Tensor) -> Tensor:
+    """What became of the rows that `dealt` gave to this process, back where they came from; without gradient."""
+    if world_size() == 1:
+        return rows
+    everyone = gathered(rows)
+    numbers = torch.arange(len(everyone), device=rows.device)
+    return own_part(everyone[torch.cat([numbers[first :: world_size()] for first in range(world_size())]).argsort()])
+
+
 def share_gradients(parameters: Iterable[nn.Parameter], n_own: int, n_all: int) -> None:
     """Give every process the gradient of the whole batch: the mean over processes, weighted by their rows.
 
@@ -104,11 +122,8 @@ def share_gradients(parameters: Iterable[nn.Parameter], n_own: int, n_all: int) 
     learned = [parameter for parameter in parameters if parameter.grad is not None]
     flat = torch.cat([parameter.grad.flatten() for parameter in learned]).mul_(n_own / n_all)
     distributed.all_reduce(flat)
-    start = 0
-    for parameter in learned:
-        n = parameter.grad.numel()
-        parameter.grad.copy_(flat[start : start + n].view_as(parameter.grad))
-        start += n
+    for parameter, part in zip(learned, flat.split([parameter.numel() for parameter in learned]), strict=True):
+        parameter.grad.copy_(part.view_as(parameter.grad))
 
 
 def mean_of(value: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import itertools
 import json
@@ -14,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
-from medkd.errors import DataError, ParameterError
+from medkd.errors import DataError, ParameterError, did_you_mean
 from medkd.report.entry import checked_name, entry_key
 from medkd.report.plan import SHORT_NAMES, Entry, plan
 from medkd.stages import stage_params
@@ -82,9 +81,8 @@ class Study(BaseModel):
         known = tuple(SHORT_NAMES.values())
         for name in names:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f'; did you mean "{near[0]}"?' if near else ""
-                raise ValueError(f'there is no notebook "{name}"{hint} There are {", ".join(known)}')
+                hint = did_you_mean(name, known, ";")
+                raise ValueError(f'there is no notebook "{name}"{hint} there are {", ".join(known)}')
         return names
 
     @classmethod
@@ -236,6 +234,5 @@ def _told(error: ValidationError, path: Path) -> str:
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"])
     known = StudyCohort.model_fields if name.startswith("cohorts.") else Study.model_fields
-    near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1) if first["loc"] else []
-    hint = f'; did you mean "{near[0]}"?' if first["type"] == "extra_forbidden" and near else ""
+    hint = did_you_mean(str(first["loc"][-1]), known) if first["type"] == "extra_forbidden" else ""
     return f'{path}: "{name}": {first["msg"].removeprefix("Value error, ")}{hint}; known are {", ".join(known)}'

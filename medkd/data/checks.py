@@ -10,8 +10,7 @@ import pandas as pd
 
 from medkd.data.cohort import Cohort
 from medkd.data.folds import Split, check_disjoint, n_folds_of, split_rows
-from medkd.data.images import first_few
-from medkd.errors import DataError
+from medkd.errors import DataError, first_few
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ import pandas as pd
 
 from medkd.data.cohort import Cohort
 from medkd.data.file_store import FileStore
-from medkd.data.images import FileImages, first_few
+from medkd.data.images import FileImages
 from medkd.data.tables import encode_columns, existing_folder, named_classes, read_table
-from medkd.errors import DataError
+from medkd.errors import DataError, first_few
 
 TITLE = "Derm7pt"
 LICENCE = "academic research only, no redistribution (release note of the data set)"

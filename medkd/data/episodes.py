@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from medkd.data.cohort import Cohort
-from medkd.data.images import first_few
-from medkd.errors import DataError, ParameterError
+from medkd.errors import DataError, ParameterError, first_few
 
 
 @dataclass(frozen=True)

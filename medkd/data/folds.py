@@ -10,9 +10,8 @@ import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
 from medkd.data.cohort import Cohort
-from medkd.data.images import first_few
 from medkd.data.published_splits import PublishedSplits, published_splits
-from medkd.errors import DataError, ParameterError
+from medkd.errors import DataError, ParameterError, first_few
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from medkd import paths as places
 from medkd.data.file_store import FileStore
-from medkd.errors import DataError, ParameterError
+from medkd.errors import DataError, ParameterError, first_few
 from medkd.files import check_room, make_once, write_json
 
 UNREADABLE = Exception
@@ -29,12 +29,6 @@ Box = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels."""
 DECODER = "2"
 """Version of the decoding below, part of every cache's key."""
-
-
-def first_few(names: Sequence[object], n: int = 3) -> str:
-    """The first `n` names, and how many there are if that is not all, for an error message."""
-    shown = ", ".join(str(name) for name in names[:n])
-    return shown if len(names) <= n else f"{shown}, ... ({len(names)} in all)"
 
 
 class FileImages:

@@ -12,9 +12,9 @@ import pandas as pd
 
 from medkd.data.cohort import Cohort
 from medkd.data.file_store import FileStore
-from medkd.data.images import FileImages, first_few
+from medkd.data.images import FileImages
 from medkd.data.tables import check_files, existing_folder, one_hot_classes, read_table
-from medkd.errors import DataError
+from medkd.errors import DataError, first_few
 
 TITLE = "ISIC 2018 Task 3 (HAM10000)"
 LICENCE = "CC BY-NC 4.0"

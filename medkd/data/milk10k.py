@@ -13,9 +13,9 @@ import pandas as pd
 
 from medkd.data.cohort import Cohort, VectorTable
 from medkd.data.file_store import FileStore
-from medkd.data.images import FileImages, first_few
+from medkd.data.images import FileImages
 from medkd.data.tables import check_files, encode_columns, existing_folder, one_hot_classes, read_table
-from medkd.errors import DataError, ParameterError
+from medkd.errors import DataError, ParameterError, first_few
 
 TITLE = "MILK10k"
 LICENCE = "CC BY-NC 4.0"

@@ -8,12 +8,12 @@ import pandas as pd
 
 from medkd.data.cohort import Cohort, VectorTable
 from medkd.data.file_store import FileStore
-from medkd.data.images import FileImages, first_few
+from medkd.data.images import FileImages
 from medkd.data.own_schema import METADATA, SCHEMA_FILE, OwnSchema, check_columns, problem_of, read_schema
 from medkd.data.own_table import read_own_table
 from medkd.data.published_splits import PARTS
 from medkd.data.tables import encode_columns, existing_folder
-from medkd.errors import DataError
+from medkd.errors import DataError, first_few
 
 TITLE = "your own folder with a CSV"
 WEBSITE = "yourself, see data/README.md"

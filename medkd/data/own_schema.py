@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -13,11 +12,10 @@ import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from medkd.data.images import first_few
 from medkd.data.own_table import image_columns, known_values, read_own_table
 from medkd.data.published_splits import PARTS
 from medkd.data.tables import FALSE_WORDS, TRUE_WORDS
-from medkd.errors import DataError
+from medkd.errors import DataError, did_you_mean, first_few
 from medkd.files import write_atomically
 from medkd.yaml_file import read_yaml
 
@@ -88,8 +86,7 @@ def read_schema(folder: Path) -> OwnSchema:
         first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
         name = ".".join(str(part) for part in first["loc"]) or "the file"
         absent = set(OwnSchema.model_fields) - set(values) if first["type"] == "extra_forbidden" else ()
-        near = difflib.get_close_matches(name, sorted(absent), n=1)
-        hint = f'; did you mean "{near[0]}"?' if near else ""
+        hint = did_you_mean(name, sorted(absent))
         cure = "put it in quotes" if first["type"] == "string_type" else "correct it"
         raise DataError(f'{path}: "{name}": {first["msg"]}{hint}; {cure}') from error
 

@@ -11,9 +11,8 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from medkd.data.file_store import IMAGE_SUFFIXES, FileStore
-from medkd.data.images import first_few
 from medkd.data.tables import UNKNOWN_WORDS
-from medkd.errors import DataError
+from medkd.errors import DataError, first_few
 
 MIN_FOUND = 0.9
 """Share of a column's rows that must name an image file each, where the column has no file suffixes."""

@@ -8,8 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from medkd.data.cohort import Cohort
-from medkd.data.images import first_few
-from medkd.errors import DataError
+from medkd.errors import DataError, first_few
 
 PATIENT_COLUMNS = ("patient_id", "patient", "lesion_id", "case")
 """Names that the column of patients may have in a file of published splits, best first."""

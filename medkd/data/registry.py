@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +22,8 @@ from medkd.data import (
     tcga_pathomic,
 )
 from medkd.data.cohort import Cohort
-from medkd.errors import DataError, ParameterError
+from medkd.data.phantoms import PHANTOMS
+from medkd.errors import DataError, ParameterError, did_you_mean
 
 TEACHER_STUDENT, RARE, VECTOR = "teacher-student", "rare", "vector"
 """The chains; "vector" is the teacher-student chain of a cohort without images, one network on its vectors."""
@@ -47,18 +47,8 @@ def _published(reader: ModuleType, chain: str) -> Entry:
 
 
 def _phantom(name: str, title: str, chain: str) -> Entry:
-    def load(**settings: Any) -> Cohort:
-        return _phantom_maker(name)(**settings)
-
-    return Entry(
-        title, chain, "none: drawn by medkd, holds no real patient", "made by medkd, see docs/phantoms.md", load, False
-    )
-
-
-def _phantom_maker(name: str) -> Callable[..., Cohort]:
-    from medkd.data.phantoms import PHANTOMS  # late: listing the names must not import torch
-
-    return PHANTOMS[name]
+    licence, source = "none: drawn by medkd, holds no real patient", "made by medkd, see docs/phantoms.md"
+    return Entry(title, chain, licence, source, PHANTOMS[name], False)
 
 
 _ENTRIES = {
@@ -139,11 +129,7 @@ def load_cohort(name: str, root: str = "", **settings: Any) -> Cohort:
         _required(name, entry, root)
     if root and not entry.needs_root:
         raise DataError(f"{name} is simulated and reads no files, but root = {root} was given; leave root empty")
-    known = [
-        key
-        for key in inspect.signature(entry.load if entry.needs_root else _phantom_maker(name)).parameters
-        if key != "root"
-    ]
+    known = [key for key in inspect.signature(entry.load).parameters if key != "root"]
     unknown = [key for key in settings if key not in known]
     if unknown:
         raise ParameterError(f"{name} has no setting {', '.join(unknown)}; known are {', '.join(known)}")
@@ -173,7 +159,6 @@ def _required(name: str, entry: Entry, root: str) -> str:
 
 def _entry(name: str) -> Entry:
     if name not in _ENTRIES:
-        near = difflib.get_close_matches(name, _ENTRIES, n=1, cutoff=0.4)
-        hint = f'did you mean "{near[0]}"? Known' if near else "known"
-        raise DataError(f'there is no cohort "{name}"; {hint} are {", ".join(_ENTRIES)}')
+        hint = did_you_mean(name, _ENTRIES, ";")
+        raise DataError(f'there is no cohort "{name}"{hint} known are {", ".join(_ENTRIES)}')
     return _ENTRIES[name]

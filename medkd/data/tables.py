@@ -10,8 +10,7 @@ import pandas as pd
 
 from medkd.data.cohort import VectorTable
 from medkd.data.file_store import FileStore
-from medkd.data.images import first_few
-from medkd.errors import DataError
+from medkd.errors import DataError, first_few
 
 TRUE_WORDS = {"true", "yes", "1", "1.0"}
 FALSE_WORDS = {"false", "no", "0", "0.0"}

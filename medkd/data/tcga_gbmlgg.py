@@ -13,9 +13,8 @@ import numpy as np
 import pandas as pd
 
 from medkd.data.cohort import Cohort, VectorTable
-from medkd.data.images import first_few
 from medkd.data.tables import existing_folder, read_table
-from medkd.errors import DataError
+from medkd.errors import DataError, first_few
 
 TITLE = "TCGA-GBMLGG genomics"
 LICENCE = "TCGA open-access data (NIH Genomic Data Commons), publication guidelines apply"

@@ -13,11 +13,11 @@ import pandas as pd
 
 from medkd.data.cohort import Cohort, VectorTable
 from medkd.data.file_store import FileStore
-from medkd.data.images import Box, FileImages, first_few
+from medkd.data.images import Box, FileImages
 from medkd.data.restricted_pickle import read_pickle
 from medkd.data.tables import encode_columns, existing_folder, read_table, refuse_repeats
 from medkd.data.tiles import PATCH, STRIDE, tile_boxes
-from medkd.errors import DataError
+from medkd.errors import DataError, first_few
 
 TITLE = "TCGA-GBMLGG, Pathomic Fusion's regions"
 LICENCE = "TCGA open-access data (NIH Genomic Data Commons), publication guidelines apply"
@@ -42,7 +42,7 @@ def read(
     patches: bool = True,
     patch: int = PATCH,
     stride: int = STRIDE,
-    ignore_missing_moltype: bool = False,
+    complete: bool = True,
     cache_dir: Path | None = None,
 ) -> Cohort:
     """The regions whose patient has a grade, cut into patches on the fly, one row a patch.
@@ -54,7 +54,7 @@ def read(
         patches: whether regions are cut; if not, a row is a whole region.
         patch: side of a patch, px.
         stride: distance of neighbouring patches, px.
-        ignore_missing_moltype: whether to leave patients without a molecular subtype out, as the released grading does.
+        complete: whether to leave patients without a molecular subtype or histology out, as the released grading does.
         cache_dir: where decoded images go, see `FileImages`.
 
     Returns:
@@ -69,7 +69,8 @@ def read(
     """
     root = existing_folder(root, TITLE)
     patients, genomic = _patients(root)
-    used = patients.dropna(subset=["grade", "subtype"] if ignore_missing_moltype else ["grade"])
+    graded = patients.dropna(subset="grade")
+    used = graded.dropna(subset=["subtype", "histology"]) if complete else graded
     store = FileStore(root)
     ready = patches and not store.has(REGIONS) and store.has(PATCHES)
     names = store.images(PATCHES if ready else REGIONS)
@@ -92,6 +93,7 @@ def read(
         settings={
             "n_regions": int(table["roi"].nunique()),
             "n_patients_without_grade": int(patients["grade"].isna().sum()),
+            "n_patients_incomplete": len(graded) - len(used),
             "n_patients_without_region": len(used) - table["patient"].nunique(),
             "n_images_without_patient": len(names) - len(paths),
         },

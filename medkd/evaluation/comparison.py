@@ -201,11 +201,11 @@ def _over_parts(values: np.ndarray) -> dict[str, np.ndarray]:
     return {"over_parts": mean, "over_parts_low": mean - half, "over_parts_high": mean + half}
 
 
-def single_modality_pairs(predictions: pd.DataFrame, teacher: str = "teacher") -> list[tuple[str, str]]:
+def single_modality_pairs(predictions: pd.DataFrame) -> list[tuple[str, str]]:
     """The teacher with each "<modality> only" method but "CE only", for `differences`: does it beat both modalities?"""
     methods = [str(method) for method in pd.unique(predictions["method"])]
     alone = [method for method in methods if method.endswith(" only") and method != BASE]
-    return [(teacher, method) for method in alone] if teacher in methods else []
+    return [("teacher", method) for method in alone] if "teacher" in methods else []
 
 
 def _pooled(predictions: pd.DataFrame, level: Level) -> pd.DataFrame:

@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 
 from medkd.data.cohort import Cohort
-from medkd.data.images import first_few
-from medkd.errors import DataError, ParameterError
+from medkd.errors import DataError, ParameterError, first_few
 from medkd.evaluation.comparison import arrays, is_survival
 
 NEEDED = ("id", "patient", "label", "p_0", "method", "setting", "part")

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from medkd.data.images import first_few
-from medkd.errors import DataError, ParameterError
+from medkd.errors import DataError, ParameterError, first_few
 
 PLACE = ("id", "method", "x", "y")
 """Columns that say where a point lies; all others say what it is."""

@@ -17,12 +17,11 @@ REWEIGHTING_EPS = 1e-5
 Kind = Literal["weighted", "plain"]
 
 
-def relation_matrix(features: Tensor, eps: float = 1e-12) -> Tensor:
+def relation_matrix(features: Tensor) -> Tensor:
     """Gram matrix of a batch with rows of unit length.
 
     Args:
         features: shape (b, d).
-        eps: smallest row length that is divided by.
 
     Returns:
         Shape (b, b), at least float32; differentiable.
@@ -32,7 +31,7 @@ def relation_matrix(features: Tensor, eps: float = 1e-12) -> Tensor:
     """
     with torch.autocast(features.device.type, enabled=False):
         features = features.to(torch.promote_types(features.dtype, torch.float32))
-        return F.normalize(features @ features.T, dim=1, eps=eps)
+        return F.normalize(features @ features.T, dim=1)
 
 
 @torch.no_grad()

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from medkd import parallel
 from medkd.errors import MedkdError, ParameterError
 
 
@@ -56,8 +56,10 @@ class GradientModulation(nn.Module):
         """
         gradients = [self._gradient(loss, features) for loss in (*losses, main_loss)]
         with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
-            unit = F.normalize(torch.stack(gradients), dim=1, eps=1e-12)  # (K + 1, n * d)
-            cosine = unit @ unit.T
+            stacked = torch.stack(gradients).double() * len(features)  # (K + 1, n * d); losses are means over n
+            products = parallel.mean_of(stacked @ stacked.T)  # of the whole batch, where processes share it
+            norm = products.diagonal().sqrt().clamp(min=1e-12)
+            cosine = (products / norm / norm[:, None]).float()
             counted = cosine if self.threshold is None else (cosine > self.threshold).float()
             raw = counted.sum(dim=1)[:-1]
             moved = self.momentum * self.running + (1 - self.momentum) * raw

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from medkd.errors import MedkdError, ParameterError
 
 RELEASED_TEMPERATURE = 2.0
-"""Temperature that the released code applies to probabilities (not to logits)."""
+"""Temperature that the released code of 2021 applies to probabilities (not to logits)."""
 
 
 def adaptive_target(target: Tensor, logits: Tensor, mix: float) -> Tensor:
@@ -59,23 +59,30 @@ def pseudo_label_loss(
     return -(soft * F.log_softmax(scores, dim=1)).sum(dim=1).mean()
 
 
-def released_pseudo_label_loss(logits: Tensor, target: Tensor, *, mix: float) -> Tensor:
+def released_pseudo_label_loss(
+    logits: Tensor, target: Tensor, *, mix: float, temperatures: Tensor | None = None
+) -> Tensor:
     r"""What the released code minimises instead: :math:`T^2 KL(softmax(y/T) || softmax(p/T))` with T = 2.
 
     It softens probabilities a second time, and its adaptive target is not detached, so the gradient at a uniform
-    prediction is 8.4 times weaker than that of `pseudo_label_loss`. Kept to compare with published numbers only.
+    prediction is 8.4 times weaker than that of `pseudo_label_loss`. With imbalance correction T is the temperature of
+    each class, squared as the mean over classes, and the target is detached, as in the journal's code. Kept to compare
+    with published numbers only.
 
     Args:
         logits: raw scores, shape (n, n_way).
         target: pseudo-labels, same shape.
         mix: alpha, 0 to 1.
+        temperatures: tau of each class, shape (n_way,); None without imbalance correction.
     """
     _check(logits, target, mix)
     probabilities = _full(logits).softmax(dim=1)
     mixed = (1 - mix) * target + mix * probabilities
-    log_target = F.log_softmax(mixed / RELEASED_TEMPERATURE, dim=1)
-    log_student = F.log_softmax(probabilities / RELEASED_TEMPERATURE, dim=1)
-    return RELEASED_TEMPERATURE**2 * F.kl_div(log_student, log_target, reduction="batchmean", log_target=True)
+    soft = torch.full_like(probabilities[0], RELEASED_TEMPERATURE)
+    if temperatures is not None:
+        soft, mixed = temperatures.to(probabilities), mixed.detach()
+    log_target, log_student = (F.log_softmax(values / soft, dim=1) for values in (mixed, probabilities))
+    return soft.mean() ** 2 * F.kl_div(log_student, log_target, reduction="batchmean", log_target=True)
 
 
 def feature_loss(features: Tensor, teacher_features: Tensor) -> Tensor:

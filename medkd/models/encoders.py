@@ -89,16 +89,14 @@ def build_image_encoder(
     return model
 
 
-def build_feature_encoder(
-    name: str, *, dim: int = 128, width: float = 1.0, bn_splits: int = 1, weights: str | Path = ""
-) -> nn.Module:
+def build_feature_encoder(name: str, *, dim: int = 128, width: float = 1.0, weights: str | Path = "") -> nn.Module:
     """The distillation chain's image encoder: centred images, backbone, `FeatureHead`; output (n, dim) >= 0.
 
     Takes images in [0, 1] and centres them itself, whatever the weights: [-1, 1] is what GMCD feeds its ImageNet
     ResNet-18 and what tf_efficientnet_lite0 was trained with. Arguments and errors as in `build_image_encoder`; the
     last linear layer of `weights` is never taken.
     """
-    model, head = _build_backbone(name, dim, width, bn_splits)
+    model, head = _build_backbone(name, dim, width, 1)
     model.set_submodule(head, FeatureHead(model.get_submodule(head).in_features, dim))
     _load_weights(model, weights, head, name)
     return nn.Sequential(CentredImages(), model)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from medkd.errors import MedkdError, ParameterError
 from medkd.losses.contrastive import info_nce
-from medkd.parallel import gathered
+from medkd.parallel import dealt, gathered, undealt
 from medkd.transfer import sent
 
 
@@ -141,7 +141,8 @@ class MoCo(nn.Module):
             key_view: another one, rows in the same order.
             key_order: a permutation of the rows, int64 (n,): the order in which the key encoder sees the images. Keys
                 come back in the images' order. With ghost batch norm the parts of the two batches then hold different
-                images, so that batch statistics do not tell which key belongs to a query (MoCo's shuffling).
+                images, so that batch statistics do not tell which key belongs to a query (MoCo's shuffling). Several
+                processes deal out the keys of all among them, for the same reason.
 
         Returns:
             `loss` (scalar), `logits` (n, 1 + queue_size) with the key in column 0, `query` and `key` (n, dim) of unit
@@ -167,7 +168,8 @@ class MoCo(nn.Module):
         if order is None:
             return _unit(self.key_encoder(key_view))
         order = sent(order, key_view.device)
-        return _unit(self.key_encoder(key_view[order]))[order.argsort()]
+        keys = _unit(self.key_encoder(dealt(key_view[order])))
+        return undealt(keys)[order.argsort()]
 
 
 def _state(module: nn.Module) -> list[Tensor]:

@@ -90,7 +90,7 @@ class Artifacts:
         """Draw a figure of a paper from a table and save both; `medkd.report.paper.redraw` draws it again.
 
         Args:
-            kind: key of `medkd.report.paper.DRAW`.
+            kind: key of `medkd.report.figures_paper.DRAW`.
             table: all that is drawn; saved as CSV, from which the figure is drawn here already.
             name: as `figure`.
             caption: as `figure`.
@@ -193,7 +193,7 @@ def draw_figure(kind: str, folder: Path, files: Mapping[str, str], *, simulated:
     """Draw a figure of a paper from its CSV and write its PNG and PDF, see `Artifacts.drawn`.
 
     Args:
-        kind: key of `medkd.report.paper.DRAW`.
+        kind: key of `medkd.report.figures_paper.DRAW`.
         folder: the report folder.
         files: kind of file ("csv", "png", "pdf") -> path relative to `folder`.
         simulated: write the word on the figure.

@@ -44,7 +44,7 @@ def draw(kind: str, path: Path) -> Figure:
         DataError: if the file is missing, or it lacks rows or a column that the figure needs.
     """
     if kind not in DRAW:
-        raise ParameterError(f'draw = "{kind}" is no figure of medkd.report.paper; known are {", ".join(DRAW)}')
+        raise ParameterError(f'draw = "{kind}" is no figure of medkd.report.figures_paper; known are {", ".join(DRAW)}')
     texts = dict.fromkeys(TEXT_COLUMNS, str)
     try:
         table = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])  # a method may be called "NA"

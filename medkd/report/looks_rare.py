@@ -165,7 +165,7 @@ def effect_of_shots(summary: pd.DataFrame, metric: str = "balanced_accuracy") ->
     return chosen.assign(K=shots)[["method", "K", "value", "low", "high"]].reset_index(drop=True)
 
 
-def comparison_table(
+def methods_table(
     summary: pd.DataFrame, differences: pd.DataFrame, classes: Sequence[str], *, journal: bool = False
 ) -> pd.DataFrame:
     """The comparison as the journal prints it: one row a K and method, mean (SD) over tasks, in %.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import os
 import signal
 import sys
@@ -23,7 +22,7 @@ from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from medkd.errors import DataError, ParameterError
+from medkd.errors import DataError, ParameterError, did_you_mean
 from medkd.files import unwritable, write_atomically
 from medkd.report.failures import (
     INJECTED_TAG,
@@ -143,8 +142,7 @@ def _check_parameters(source: Path, parameters: Mapping[str, Any]) -> None:
     known = papermill.inspect_notebook(source)
     for name in parameters:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f'; did you mean "{near[0]}"?' if near else "."
+            hint = did_you_mean(name, known, ".")
             names = ", ".join(sorted(known)) or "none, no cell is tagged `parameters`"
             raise ParameterError(f'unknown parameter "{name}" for {source.stem}{hint} Known: {names}')
 

@@ -59,7 +59,7 @@ def build_page(
         folder: the report's folder; files named in `entries` are relative to it.
         title: heading of the page.
         manifest: settings and versions, shown at the end; `simulated` puts a badge on top.
-        entries: figures and tables as `medkd.report.artifacts.read_index` gives them: stage, kind, name, caption,
+        entries: figures and tables as `medkd.report.index.read_index` gives them: stage, kind, name, caption,
             files (kind of file -> relative path), simulated, summary. Tables with `summary` go to the top.
         notebooks: executed notebooks: name, html (path relative to `folder`, may be missing), state, seconds, error.
         target: write here in place of `index.html`, without links to the files of the report's folder and with

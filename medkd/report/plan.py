@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from medkd.data.registry import chain_of
-from medkd.errors import ParameterError
+from medkd.errors import ParameterError, did_you_mean
 from medkd.stages import stage_params
 
 SHORT_NAMES = {
@@ -162,8 +161,7 @@ def assign(overrides: Mapping[str, Any], stages: Sequence[str]) -> dict[str, dic
                 "study beside cohorts and parameters"
             )
         if given not in known:
-            near = difflib.get_close_matches(given, sorted(known), n=1)
-            hint = f'; did you mean "{near[0]}"?' if near else "."
+            hint = did_you_mean(given, sorted(known), ".")
             raise ParameterError(
                 f'unknown parameter "{given}"{hint} Write -p name=value for every stage that has it, or '
                 f"-p stage.name=value with stage one of {', '.join(classes)}"

@@ -68,10 +68,10 @@ def figure(*, wide: bool = False, n_columns: int = 1, n_rows: int = 0) -> tuple[
     return plt.subplots(1, n_columns, figsize=(width, height), layout="constrained")
 
 
-def panels(n: int, *, height: float = 2.1) -> tuple[Figure, list[Axes]]:
-    """A page-wide figure of `n` equal panels, three a row, each row `height` inches tall."""
+def panels(n: int) -> tuple[Figure, list[Axes]]:
+    """A page-wide figure of `n` equal panels, three a row, each row 2.1 inches tall."""
     n_rows = -(-n // 3)
-    fig, axes = plt.subplots(n_rows, 3, figsize=(PAGE_WIDTH, height * n_rows), squeeze=False, layout="constrained")
+    fig, axes = plt.subplots(n_rows, 3, figsize=(PAGE_WIDTH, 2.1 * n_rows), squeeze=False, layout="constrained")
     for unused in axes.flat[n:]:
         unused.axis("off")
     return fig, list(axes.flat[:n])

@@ -13,23 +13,23 @@ from pydantic import Field
 
 from medkd.evaluation.predict import predict
 from medkd.files import write_table
-from medkd.stages.context import Context, generator_for, seed_for
+from medkd.stages.context import Context, generator_for
 from medkd.stages.paired import (
     OptimiserParams,
     build_network,
     inputs_of,
+    prediction_task,
     run_folds,
     save_trained,
     split_of,
-    task_of,
     tensor_rows,
+    train_network,
     trained_network,
 )
 from medkd.stages.store import Run, Unit, load_or_make
 from medkd.stages.teacher import TeacherParams, given_teacher, teacher_run
 from medkd.training.baselines import BASELINES
 from medkd.training.distillation import DistillationStep, warn_about_small_classes
-from medkd.training.loop import fit, linear_decay
 from medkd.training.recipe import GMCD_TERMS, METHODS, Recipe
 
 VERSIONS = {"gmcd": 4, "crd": 3}
@@ -161,7 +161,7 @@ def _train(
 ) -> dict[str, Any]:
     params, cohort, device = context.params, context.cohort, context.device
     split = split_of(context, fold)
-    task = task_of(context, split)
+    task = prediction_task(context, split)
     modalities = inputs_of(context, split)
     train, validation = tensor_rows(split.train), tensor_rows(split.val)
     student = build_network(context, "main", "student", fold)  # the same start for every method: paired comparison
@@ -182,22 +182,8 @@ def _train(
     )
     if method == "gmcd" and groups is not None:
         warn_about_small_classes(groups[train], cohort.classes, params.n_positives)
-    optimizer = torch.optim.Adam(
-        step.parameters(), lr=params.lr, betas=(0.9, 0.999), weight_decay=params.weight_decay, fused=True
-    )
-    history = fit(
-        step,
-        train,
-        optimizer,
-        epochs=params.epochs,
-        batch_size=params.batch_size,
-        schedule=linear_decay,
-        seed=seed_for(params.seed, "student", fold),
-        folder=folder,
-        title=title,
-        select=task.select if params.keep == "best" else "",
-        ids=cohort.table["id"],
-    )
+    betas = (0.9, 0.999)
+    history = train_network(context, step, step.parameters(), train, task, folder, title, "student", fold, betas=betas)
     if method == "gmcd":
         shown = step.positives(_anchors(cohort.labels, split.train), train, N_SHOWN)
         ids = cohort.table["id"].to_numpy()

@@ -65,7 +65,8 @@ def evaluate(params: EvaluationParams) -> Run:
     context = Context.of(params)
     chain = evaluation_rare if chain_of(params.dataset, params.root) == "rare" else evaluation_paired
     sources = chain.sources_of(params)
-    config = {"n_resamples": params.n_resamples, "seed": params.seed}
+    compared = [list(source[1:4]) for source in sources]  # one run may stand under two names: a student with two heads
+    config = {"n_resamples": params.n_resamples, "seed": params.seed, "compared": compared}
     unit = Unit(params.stage, VERSION, config, context.cohort.fingerprint, [run for run, *_ in sources], "evaluation")
     return load_or_make(unit, lambda folder: _evaluate(context, sources, chain, folder))
 

@@ -11,7 +11,15 @@ from medkd.data.registry import chain_of
 from medkd.evaluation.predict import predict
 from medkd.stages.context import Context
 from medkd.stages.distillation import METHOD_NAMES, teacher_of, train_students
-from medkd.stages.paired import inputs_of, prediction_table, run_folds, split_of, task_of, tensor_rows, trained_network
+from medkd.stages.paired import (
+    inputs_of,
+    prediction_table,
+    prediction_task,
+    run_folds,
+    split_of,
+    tensor_rows,
+    trained_network,
+)
 from medkd.stages.store import Run
 from medkd.stages.teacher import network_name, train_teachers
 
@@ -75,7 +83,7 @@ def predict_all(
             precision=made_in.params.precision,
             head="logits_fused" if source.kind == "both" else "logits",
             features="fused" if source.kind == "both" else "features",
-            scores=task_of(made_in, split).predictions,
+            scores=prediction_task(made_in, split).predictions,
         )
         table = prediction_table(cohort, split.test, found.probabilities, made_in.params.task)
         tables.append(table.assign(method=source.method, setting="", part=source.fold))

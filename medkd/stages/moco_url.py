@@ -6,18 +6,16 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from pydantic import Field
 
 from medkd.data.folds import split_rows
+from medkd.data.published_splits import OWN_FOLDS
 from medkd.evaluation.predict import encode
 from medkd.evaluation.probes import collapse_std, knn_accuracy
-from medkd.files import write_table, write_tensors
 from medkd.stages.context import Context, seed_for
 from medkd.stages.paired import tensor_rows
-from medkd.stages.rare import ContrastParams, build_moco, build_simclr, images_of, optimiser, schedule_of
+from medkd.stages.rare import ContrastParams, build_moco, build_simclr, images_of, save_run, train_rows
 from medkd.stages.store import Run, Unit, load_or_make
-from medkd.training.loop import fit
 from medkd.training.moco import MocoStep
 
 VERSION = 2
@@ -72,23 +70,10 @@ def _train(context: Context, folder: Path) -> dict[str, Any]:
         device=device,
         precision=params.precision,
     )
-    history = fit(
-        step,
-        tensor_rows(base),
-        optimiser(moco.parameters(), params),
-        epochs=params.epochs,
-        batch_size=params.batch_size,
-        schedule=schedule_of(params),
-        seed=seed_for(params.seed, "url"),
-        folder=folder,
-        title=TITLES[params.objective],
-    )
-    everything = torch.arange(len(cohort))
-    features = encode(moco.query_encoder, images, everything, device=device, precision=params.precision)
-    write_table(folder / "history.csv", history)
-    write_table(folder / "ids.csv", cohort.table[["id"]])
-    write_tensors(folder / "features.safetensors", {"features": torch.from_numpy(features)})
-    write_tensors(folder / "model.safetensors", moco.query_encoder.state_dict())
+    history = train_rows(context, step, base, folder, TITLES[params.objective], "url")
+    everything = np.arange(len(cohort))
+    features = encode(moco.query_encoder, images, tensor_rows(everything), device=device, precision=params.precision)
+    save_run(folder, cohort, moco.query_encoder.state_dict(), everything, features, history)
     last = history.iloc[-1]
     return {
         "n_train": len(base),
@@ -103,5 +88,5 @@ def _probe_rows(context: Context, base: np.ndarray) -> tuple[np.ndarray, np.ndar
     cohort, seed = context.cohort, context.params.seed
     if len(base) > PROBE_ROWS:
         base = np.sort(np.random.default_rng(seed_for(seed, "probe")).choice(base, PROBE_ROWS, replace=False))
-    split = split_rows(cohort.take(base), fold=0, n_folds=4, seed=seed)
+    split = split_rows(cohort.take(base), fold=0, n_folds=4, seed=seed, split_file=OWN_FOLDS)
     return base[np.sort(np.concatenate([split.train, split.val]))], base[split.test]

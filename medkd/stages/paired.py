@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from medkd.data.cohort import Cohort
 from medkd.data.folds import Split, n_folds_of, split_rows
@@ -26,6 +27,7 @@ from medkd.stages.params import FILES, StageParams, shared, unkeyed
 from medkd.stages.store import Run
 from medkd.training.frozen import FrozenModality, frozen_features, frozen_head, trunk_width
 from medkd.training.inputs import Modality, modality
+from medkd.training.loop import Step, fit, linear_decay
 from medkd.training.tasks import Classification, Survival, Task
 
 DIM = 128
@@ -109,7 +111,7 @@ def split_of(context: Context, fold: int) -> Split:
     return Split(*(rows[known[rows]] for rows in (split.train, split.val, split.test)))
 
 
-def task_of(context: Context, split: Split) -> Task:
+def prediction_task(context: Context, split: Split) -> Task:
     """What is predicted, with what it needs to know of the training rows."""
     params, cohort, device = context.params, context.cohort, context.device
     if params.task == "classification":
@@ -176,6 +178,35 @@ def trained_network(context: Context, run: Run, kind: str) -> nn.Module:
     return network.eval()
 
 
+def train_network(
+    context: Context,
+    step: Step,
+    learned: Iterable[nn.Parameter],
+    rows: Tensor,
+    task: Task,
+    folder: Path,
+    title: str,
+    *purpose: object,
+    betas: tuple[float, float],
+) -> pd.DataFrame:
+    """`medkd.training.loop.fit` with the stage's settings and Adam on `learned`; `purpose` seeds order and views."""
+    params = context.params
+    optimizer = torch.optim.Adam(learned, lr=params.lr, betas=betas, weight_decay=params.weight_decay, fused=True)
+    return fit(
+        step,
+        rows,
+        optimizer,
+        epochs=params.epochs,
+        batch_size=params.batch_size,
+        schedule=linear_decay,
+        seed=seed_for(params.seed, *purpose),
+        folder=folder,
+        title=title,
+        select=task.select if params.keep == "best" else "",
+        ids=context.cohort.table["id"],
+    )
+
+
 def prediction_table(
     cohort: Cohort, rows: np.ndarray, predicted: np.ndarray, task: str = "classification"
 ) -> pd.DataFrame:
@@ -225,7 +256,7 @@ def image_weights(context: Context) -> str:
     return describe_weights(params.encoder, params.weights) + (", frozen" if params.frozen else "")
 
 
-def tensor_rows(rows: np.ndarray) -> torch.Tensor:
+def tensor_rows(rows: np.ndarray) -> Tensor:
     """Row numbers as a tensor."""
     return torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64))
 

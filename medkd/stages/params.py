@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from medkd.errors import ParameterError
+from medkd.errors import ParameterError, did_you_mean
 
 
 def shared(default: Any, description: str, **limits: Any) -> Any:
@@ -75,8 +74,7 @@ class StageParams(BaseModel):
         """
         for name in values:
             if name not in cls.model_fields:
-                near = difflib.get_close_matches(name, cls.model_fields, n=1)
-                hint = f'; did you mean "{near[0]}"?' if near else "."
+                hint = did_you_mean(name, cls.model_fields, ".")
                 raise ParameterError(
                     f'unknown parameter "{name}" for {cls.stage}{hint} Known: {", ".join(sorted(cls.model_fields))}'
                 )

@@ -15,8 +15,7 @@ from torch import nn
 
 from medkd.data.cohort import Cohort
 from medkd.data.episodes import FewShotTask, draw_task
-from medkd.data.images import first_few
-from medkd.errors import DataError
+from medkd.errors import DataError, first_few
 from medkd.evaluation.pseudo_labels import label_tasks
 from medkd.files import write_json, write_table
 from medkd.models.device import autocast

@@ -1,27 +1,32 @@
-"""What the rare-disease stages share: parameters, images and a freshly initialised MoCo."""
+"""What the rare-disease stages share: parameters, images, fresh and trained encoders, their training and its files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import pandas as pd
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from medkd import parallel
+from medkd.data.cohort import Cohort
 from medkd.data.views import HYBRID
 from medkd.data.views import MOCO_V2 as STRONG
+from medkd.files import write_table, write_tensors
 from medkd.models.device import to_device
 from medkd.models.encoders import build_image_encoder
 from medkd.models.momentum import MoCo
 from medkd.stages.context import Context, generator_for, seed_for
-from medkd.stages.paired import width_of
+from medkd.stages.paired import tensor_rows, width_of
 from medkd.stages.params import StageParams, shared
 from medkd.stages.store import Run
 from medkd.training.inputs import ImageModality
-from medkd.training.loop import SCHEDULES, Schedule
+from medkd.training.loop import SCHEDULES, Schedule, Step, fit
 from medkd.training.simclr import SimCLR
 
 DIM = 128
@@ -76,9 +81,10 @@ PAPER = {
     "batch_size": 16,
     "lr": 0.03,
     "schedule": "step",
+    "warmup_epochs": 0,
     "momentum": 0.999,
 }
-"""What differs from the quick settings in Sun et al. 2021 and 2024 (MoCo v1 on ISIC 2018, four GPUs)."""
+"""Where quick settings and Sun et al. 2021 and 2024 differ (MoCo v1 on ISIC 2018, four GPUs), stages 04 and 06."""
 
 MOCO_V2 = {"projection": "mlp", "schedule": "cosine", "augmentation": "strong", "temperature": 0.2}
 """MoCo v2's changes (Chen et al. 2020, arXiv:2003.04297)."""
@@ -140,6 +146,49 @@ def trained_encoder(context: Context, run: Run, params: ContrastParams) -> nn.Mo
     encoder, _, _ = build_encoder(params.model_copy(update={"projection": "mlp"}) if mlp else params)
     encoder.load_state_dict(run.tensors("model"))
     return to_device(encoder, context.device).eval()
+
+
+def train_rows(
+    context: Context, step: Step, rows: np.ndarray, folder: Path, title: str, *purpose: object, **budget: int
+) -> pd.DataFrame:
+    """`medkd.training.loop.fit` with the stage's optimiser, schedule and, unless `budget` has others, epochs and batch.
+
+    Args:
+        context: of the stage.
+        step: its step.
+        rows: row numbers to train on.
+        folder: of the run.
+        title: on the progress bar.
+        purpose: seeds order, augmentation and dropout.
+        budget: `epochs`, `batch_size`.
+    """
+    params = context.params
+    return fit(
+        step,
+        tensor_rows(rows),
+        optimiser(step.modules.parameters(), params),
+        **({"epochs": params.epochs, "batch_size": params.batch_size} | budget),
+        schedule=schedule_of(params),
+        seed=seed_for(params.seed, *purpose),
+        folder=folder,
+        title=title,
+        ids=context.cohort.table["id"].tolist(),
+    )
+
+
+def save_run(
+    folder: Path,
+    cohort: Cohort,
+    weights: Mapping[str, Tensor],
+    rows: np.ndarray,
+    features: np.ndarray,
+    history: pd.DataFrame,
+) -> None:
+    """Write what a run keeps: history, weights, and features (n, d) of these rows with their ids."""
+    write_table(folder / "history.csv", history)
+    write_table(folder / "ids.csv", cohort.table.iloc[rows][["id"]])
+    write_tensors(folder / "features.safetensors", {"features": torch.from_numpy(features)})
+    write_tensors(folder / "model.safetensors", weights)
 
 
 @contextmanager

@@ -6,24 +6,25 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pandas as pd
 import torch
 from pydantic import Field
 
 from medkd.data.cohort import Cohort
 from medkd.data.episodes import FewShotTask
 from medkd.data.folds import split_rows
+from medkd.data.published_splits import OWN_FOLDS
 from medkd.evaluation.predict import encode
-from medkd.files import write_json, write_table, write_tensors
+from medkd.files import write_json
 from medkd.models.device import to_device
 from medkd.models.teacher import SingleModalityNet
-from medkd.stages.context import Context, seed_for
+from medkd.stages.context import Context
 from medkd.stages.paired import tensor_rows
 from medkd.stages.params import shared
 from medkd.stages.pseudo_labelling import rows_by_id
-from medkd.stages.rare import DIM, ContrastParams, build_encoder, images_of, optimiser, schedule_of, seeded_weights
+from medkd.stages.rare import DIM, ContrastParams, build_encoder, images_of, save_run, seeded_weights, train_rows
 from medkd.stages.store import Run, Unit, load_or_make
 from medkd.training.episodic import EpisodeStep, LabelledStep
-from medkd.training.loop import fit
 from medkd.training.supervised import SupervisedStep
 from medkd.training.tasks import Classification
 
@@ -115,9 +116,11 @@ def _represent(context: Context, method: str, upstream: list[Run], folder: Path)
             teacher = baseline_network(context, len(cohort.base_classes), "teacher").requires_grad_(False).eval()
             teacher.load_state_dict(upstream[0].tensors("model"))
         step = LabelledStep(network, images, _labels(cohort, cohort.base_classes), teacher=teacher, **where)
-    history = _fit(context, step, base, folder, method, params.epochs, params.batch_size)
-    everything = tensor_rows(np.arange(len(cohort)))
-    return _save(folder, cohort, network, encode(network.encoder, images, everything, **where), everything, history)
+    history = train_rows(context, step, base, folder, method, "baseline", method)
+    everything = np.arange(len(cohort))
+    features = encode(network.encoder, images, tensor_rows(everything), **where)
+    save_run(folder, cohort, network.state_dict(), everything, features, history)
+    return _numbers(history)
 
 
 def _scratch(context: Context, drawn: FewShotTask, folder: Path, title: str) -> dict[str, Any]:
@@ -128,50 +131,33 @@ def _scratch(context: Context, drawn: FewShotTask, folder: Path, title: str) -> 
     step = LabelledStep(network, images_of(context), _labels(cohort, drawn.classes), **where)
     batch = min(SMALL_BATCH, params.batch_size)
     rows = np.tile(support, -(-batch * params.scratch_steps // len(support)))  # each epoch has `scratch_steps` steps
-    history = _fit(context, step, rows, folder, title, params.scratch_epochs, batch)
-    rare = tensor_rows(cohort.rows_of(cohort.rare_classes))
+    budget = {"epochs": params.scratch_epochs, "batch_size": batch}
+    history = train_rows(context, step, rows, folder, title, "baseline", title, **budget)
+    rare = cohort.rows_of(cohort.rare_classes)
     write_json(folder / "task.json", drawn.to_json())
-    return _save(folder, cohort, network, encode(network.encoder, step.images, rare, **where), rare, history)
+    features = encode(network.encoder, step.images, tensor_rows(rare), **where)
+    save_run(folder, cohort, network.state_dict(), rare, features, history)
+    return _numbers(history)
 
 
 def _oracle(context: Context, rotation: int, folder: Path, title: str) -> dict[str, Any]:
     params, cohort = context.params, context.cohort
     rare = cohort.rows_of(cohort.rare_classes)
-    split = split_rows(cohort.take(rare), fold=rotation, n_folds=N_ROTATIONS, seed=params.seed, val_fraction=1 / 8)
+    own = {"n_folds": N_ROTATIONS, "seed": params.seed, "val_fraction": 1 / 8, "split_file": OWN_FOLDS}
+    split = split_rows(cohort.take(rare), fold=rotation, **own)
     train, val, test = (rare[part] for part in (split.train, split.val, split.test))
     network = baseline_network(context, len(cohort.rare_classes), "oracle", rotation)
     where = {"device": context.device, "precision": params.precision}
     labels = _labels(cohort, cohort.rare_classes).clamp(min=0).numpy()
     task = Classification(labels, len(cohort.rare_classes), train, balanced=True, device=context.device)
     step = SupervisedStep(network, images_of(context), task, tensor_rows(val), **where)
-    batch = min(SMALL_BATCH, params.batch_size, len(train))
-    history = _fit(context, step, train, folder, title, params.oracle_epochs, batch)
-    rows = tensor_rows(test)
-    return _save(folder, cohort, network, encode(network.encoder, step.inputs, rows, **where), rows, history)
+    budget = {"epochs": params.oracle_epochs, "batch_size": min(SMALL_BATCH, params.batch_size, len(train))}
+    history = train_rows(context, step, train, folder, title, "baseline", title, **budget)
+    features = encode(network.encoder, step.inputs, tensor_rows(test), **where)
+    save_run(folder, cohort, network.state_dict(), test, features, history)
+    return _numbers(history)
 
 
-def _fit(context: Context, step: Any, rows: np.ndarray, folder: Path, title: str, epochs: int, batch: int) -> Any:
-    params = context.params
-    return fit(
-        step,
-        tensor_rows(rows),
-        optimiser(step.modules.parameters(), params),
-        epochs=epochs,
-        batch_size=batch,
-        schedule=schedule_of(params),
-        seed=seed_for(params.seed, "baseline", title),
-        folder=folder,
-        title=title,
-        ids=context.cohort.table["id"].tolist(),
-    )
-
-
-def _save(
-    folder: Path, cohort: Cohort, network: Any, features: Any, rows: torch.Tensor, history: Any
-) -> dict[str, Any]:
-    write_table(folder / "history.csv", history)
-    write_table(folder / "ids.csv", cohort.table.iloc[rows.numpy()][["id"]])
-    write_tensors(folder / "features.safetensors", {"features": torch.from_numpy(features)})
-    write_tensors(folder / "model.safetensors", network.state_dict())
+def _numbers(history: pd.DataFrame) -> dict[str, float]:
     last = history.iloc[-1]
     return {name: float(last[name]) for name in ("loss", "accuracy", "val_balanced_accuracy") if name in history}

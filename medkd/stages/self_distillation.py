@@ -15,7 +15,7 @@ from medkd.data.cohort import Cohort
 from medkd.data.episodes import FewShotTask
 from medkd.errors import ParameterError
 from medkd.evaluation.predict import encode
-from medkd.files import write_json, write_table, write_tensors
+from medkd.files import write_json
 from medkd.models.device import to_device
 from medkd.stages.context import Context, generator_for, seed_for
 from medkd.stages.moco_url import MocoParams, pretrain
@@ -23,10 +23,9 @@ from medkd.stages.paired import tensor_rows
 from medkd.stages.params import shared, unkeyed
 from medkd.stages.pseudo_labelling import PseudoLabelParams, label_run, read_labels, url_features
 from medkd.stages.pseudo_labelling import drawn_task as draw
-from medkd.stages.rare import MOCO_V2, ContrastParams, build_moco, images_of, optimiser, schedule_of
+from medkd.stages.rare import MOCO_V2, ContrastParams, build_moco, images_of, save_run, train_rows
 from medkd.stages.rare_baselines import OF_CONTRAST, BaselineParams
 from medkd.stages.store import Run, Unit, load_or_make
-from medkd.training.loop import fit
 from medkd.training.self_distillation import HybridStudent, SelfDistillationStep
 
 VERSION = 3
@@ -248,30 +247,16 @@ def _train(
     )
     if variant.imbalance == "dic":  # until the student has features worth measuring, those of the URL encoder stand in
         step.measure(features[base])
-    history = fit(
-        step,
-        tensor_rows(base),
-        optimiser(student.parameters(), params),
-        epochs=params.epochs,
-        batch_size=params.batch_size,
-        schedule=schedule_of(params),
-        seed=seed_for(params.seed, "self-distillation", drawn.task),
-        folder=folder,
-        title=title,
-        ids=cohort.table["id"].tolist(),
-    )
-    kept_rows = tensor_rows(shown_rows(cohort, params.seed))
-    kept = encode(student.moco.query_encoder, images, kept_rows, device=device, precision=params.precision)
-    write_json(folder / "task.json", drawn.to_json())
-    write_table(folder / "history.csv", history)
-    write_table(folder / "ids.csv", cohort.table.iloc[kept_rows.numpy()][["id"]])
+    history = train_rows(context, step, base, folder, title, "self-distillation", drawn.task)
+    kept = shown_rows(cohort, params.seed)
+    shown = encode(student.moco.query_encoder, images, tensor_rows(kept), device=device, precision=params.precision)
     weights = {
         name: value
         for name, value in student.state_dict().items()
         if name.startswith(("moco.query_encoder.", "classifier."))
     }
-    write_tensors(folder / "model.safetensors", weights)
-    write_tensors(folder / "features.safetensors", {"features": torch.from_numpy(kept)})
+    write_json(folder / "task.json", drawn.to_json())
+    save_run(folder, cohort, weights, kept, shown, history)
     last = history.iloc[-1]
     wanted = ("loss", "contrast", "classification", "feature_l1", "agreement", "feature_norm")
     return {name: float(last[name]) for name in wanted if name in history} | {"n_train": len(base)}

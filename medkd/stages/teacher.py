@@ -6,28 +6,27 @@ import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import Field
 
 from medkd.data.cohort import Cohort
 from medkd.errors import DataError
 from medkd.evaluation.predict import predict
 from medkd.files import write_table
-from medkd.stages.context import Context, seed_for
+from medkd.stages.context import Context
 from medkd.stages.paired import (
     OptimiserParams,
     build_network,
     inputs_of,
     kinds_of,
+    prediction_task,
     run_folds,
     save_trained,
     split_of,
-    task_of,
     tensor_rows,
+    train_network,
 )
 from medkd.stages.params import FILES
 from medkd.stages.store import Run, Unit, finished_runs, load_or_make
-from medkd.training.loop import fit, linear_decay
 from medkd.training.supervised import SupervisedStep
 from medkd.training.teacher import TeacherRecipe, TeacherStep
 
@@ -144,7 +143,7 @@ def given_teacher(key: str, context: Context, fold: int) -> tuple[Run, Context]:
 def _train(context: Context, kind: str, fold: int, folder: Path, title: str) -> dict[str, Any]:
     params, cohort, device = context.params, context.cohort, context.device
     split = split_of(context, fold)
-    task = task_of(context, split)
+    task = prediction_task(context, split)
     network = build_network(context, kind, "teacher", kind, fold)
     modalities = inputs_of(context, split)
     train, validation = tensor_rows(split.train), tensor_rows(split.val)
@@ -173,21 +172,9 @@ def _train(context: Context, kind: str, fold: int, folder: Path, title: str) -> 
             device=device,
             precision=params.precision,
         )
-    optimizer = torch.optim.Adam(
-        network.parameters(), lr=params.lr, betas=(0.5, 0.999), weight_decay=params.weight_decay, fused=True
-    )
-    history = fit(
-        step,
-        train,
-        optimizer,
-        epochs=params.epochs,
-        batch_size=params.batch_size,
-        schedule=linear_decay,
-        seed=seed_for(params.seed, "teacher", kind, fold),
-        folder=folder,
-        title=title,
-        select=task.select if params.keep == "best" else "",
-        ids=cohort.table["id"],
+    how = {"betas": (0.5, 0.999)}
+    history = train_network(
+        context, step, network.parameters(), train, task, folder, title, "teacher", kind, fold, **how
     )
     if kind == "both":
         write_table(folder / "spectrum.csv", step.spectrum(train[: params.batch_size]))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from medkd.errors import DataError, ParameterError
+from medkd.errors import DataError, ParameterError, did_you_mean
 from medkd.stages import label, pretrain, self_distil, stage_params, train_students, train_teachers
 from medkd.stages.store import Run
 
@@ -36,8 +35,7 @@ def run_stage(stage: str, config: Path) -> Iterator[str]:
     """
     short = next((name for name, (notebook, _) in RUNNERS.items() if stage in (name, notebook)), "")
     if not short:
-        near = difflib.get_close_matches(stage, RUNNERS, n=1)
-        hint = f'; did you mean "{near[0]}"?' if near else ";"
+        hint = did_you_mean(stage, RUNNERS, ";")
         raise ParameterError(f'there is no stage "{stage}" to train{hint} known are {", ".join(RUNNERS)}')
     notebook, run = RUNNERS[short]
     params = stage_params()[notebook].checked(_parameters(config))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -117,7 +118,8 @@ def fit(
 
     Raises:
         TrainingError: the loss is not finite (names step, terms and batch; the last checkpoint, written while all was
-            finite, is kept), the disk is full, or there are fewer rows than `batch_size`.
+            finite, is kept), `select` is nan after an epoch, the disk is full, or there are fewer rows than
+            `batch_size`.
         Stopped, KeyboardInterrupt, SystemExit: on request, after the present step and a checkpoint, see
             `medkd.training.stop`.
     """
@@ -141,6 +143,12 @@ def fit(
                 except NotFinite as found:
                     raise TrainingError(explain(found, title, epoch, ids, folder)) from None
                 record = {"epoch": epoch + 1, "lr": optimizer.param_groups[0]["lr"], **logged, **step.validate()}
+                if select and math.isnan(record[select]):
+                    raise TrainingError(
+                        f"{title}: {select} is not defined on the validation rows (one class alone, or no two samples "
+                        "of whom it is known who failed first), so that no epoch can be chosen by it; change the "
+                        'split, or set keep = "last"'
+                    )
                 training.end_epoch(record, select)
                 bar.update()
                 chosen = f", {select} {record[select]:.3f}" if select else ""

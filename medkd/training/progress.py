@@ -60,7 +60,7 @@ def listening(listener: Listener) -> Iterator[None]:
 
 
 class Teller:
-    """Tells the listeners, at most every quarter of a second unless it is important."""
+    """Tells the listeners, whenever it is asked to; `due` says whether it is time again."""
 
     def __init__(self) -> None:
         self._last = 0.0

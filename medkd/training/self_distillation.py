@@ -140,10 +140,8 @@ class SelfDistillationStep(Step):
 
     def _classification(self, logits: Tensor, target: Tensor, progress: float) -> Tensor:
         temperatures = None if self.imbalance == "none" else self.student.temperatures
-        if self.form == "paper":
-            return pseudo_label_loss(logits, target, mix=self.mix * progress, temperatures=temperatures)
-        scaled = logits if temperatures is None else logits / temperatures
-        return released_pseudo_label_loss(scaled, target, mix=self.mix * progress)
+        loss = pseudo_label_loss if self.form == "paper" else released_pseudo_label_loss
+        return loss(logits, target, mix=self.mix * progress, temperatures=temperatures)
 
     def validate(self) -> dict[str, float]:
         """Measure the dispersion every `dic_every` epochs; logs the temperatures."""

@@ -15,8 +15,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from medkd.data.cohort import Cohort
-from medkd.data.images import first_few
-from medkd.errors import DataError
+from medkd.errors import DataError, first_few
 from medkd.evaluation.points import BY_METHOD, NONE, PLACE, as_text, by_image, checked_points, class_order, value_groups
 from medkd.files import unwritable, write_table
 from medkd.paths import reports_dir

@@ -12,8 +12,8 @@ from torchvision.transforms import Resize
 
 from medkd.data import images as module
 from medkd.data.file_store import FileStore
-from medkd.data.images import FileImages, first_few
-from medkd.errors import DataError, ParameterError
+from medkd.data.images import FileImages
+from medkd.errors import DataError, ParameterError, first_few
 
 NAMES = ["a.jpg", "b.png", "sub/c.jpg", "d.png", "e.png"]
 

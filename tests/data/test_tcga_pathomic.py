@@ -28,7 +28,7 @@ def write_tables(root, patients):
     genomics.loc[len(names) - 1, "EGFR"] = None
     genomics.to_csv(root / "all_dataset.csv", index=False)
     grades = pd.DataFrame({"TCGA ID": names, "Grade": [grade for _, grade, *_ in patients]})
-    grades["Histology"], grades["Molecular subtype"] = "astrocytoma", ["IDHwt", None, *["IDHwt"] * 8][: len(names)]
+    grades["Histology"], grades["Molecular subtype"] = "astrocytoma", "IDHwt"
     grades["Age"] = 50
     grades[::-1].to_csv(root / "grade_data.csv", index=False)
     splits = pd.DataFrame({"patient": names})
@@ -157,9 +157,15 @@ def test_the_split_pickle_serves_where_the_table_is_missing_and_runs_nothing(loa
         load()
 
 
-def test_patients_without_a_subtype_can_be_left_out(load):
-    assert set(load().table["patient"]) == {"TCGA-AA-0001", "TCGA-AA-0002", "TCGA-AA-0003"}
-    assert set(load(ignore_missing_moltype=True).table["patient"]) == {"TCGA-AA-0001", "TCGA-AA-0003"}
+def test_patients_without_a_subtype_or_histology_are_left_out_as_in_the_released_grading(load, root):
+    everyone = {"TCGA-AA-0001", "TCGA-AA-0002", "TCGA-AA-0003"}
+    for column, empty in (("Molecular subtype", "TCGA-AA-0002"), ("Histology", "TCGA-AA-0003")):
+        grades = pd.read_csv(root / "grade_data.csv")
+        grades.loc[grades["TCGA ID"] == empty, column] = None
+        grades.to_csv(root / "grade_data.csv", index=False)
+        assert set(load().table["patient"]) == (everyone := everyone - {empty})
+    assert load().settings["n_patients_incomplete"] == 2
+    assert set(load(complete=False).table["patient"]) == {"TCGA-AA-0001", "TCGA-AA-0002", "TCGA-AA-0003"}
 
 
 def test_gaps_of_the_genomics_stay_gaps(load, root):

@@ -59,6 +59,13 @@ def test_released_loss_has_the_values_worked_out_for_uniform_and_worst_predictio
     assert released_pseudo_label_loss(worst, FIRST, mix=0.0).item() == pytest.approx(0.3556, abs=5e-5)
 
 
+def test_released_loss_with_correction_is_that_of_the_journals_code():
+    """Temperatures divide target and probabilities, the factor is the square of their mean, T = 2 is gone."""
+    tau = dispersion_temperatures(torch.tensor([0.3321, 0.3512, 0.3168]), form="released")
+    loss = released_pseudo_label_loss(UNIFORM, FIRST, mix=0.0, temperatures=tau)
+    assert loss.item() == pytest.approx(0.1233, abs=5e-5)
+
+
 def test_released_gradient_is_eight_times_weaker_than_cross_entropy_at_a_uniform_prediction():
     logits = UNIFORM.clone().requires_grad_()
     released_pseudo_label_loss(logits, FIRST, mix=0.0).backward()

@@ -8,10 +8,10 @@ from medkd.files import write_table
 from medkd.report.figures_rare import by_shots
 from medkd.report.looks_rare import (
     JOURNAL,
-    comparison_table,
     effect_of_shots,
     is_journal_setting,
     labels_by_shots,
+    methods_table,
     neighbours_of_rare,
 )
 from medkd.stages.store import Run
@@ -76,7 +76,7 @@ def tables():
 
 
 def test_comparison_prints_mean_sd_and_the_paired_interval(cohort):
-    table = comparison_table(*tables(), cohort.rare_classes)
+    table = methods_table(*tables(), cohort.rare_classes)
     ours = table[(table["setting"] == "K=5") & (table["method"] == "Hbr.Dst.")].iloc[0]
     assert ours["accuracy"] == ours["d"] == ours["Avg"] == ours["macro AUC"] == "60.0 (2.0)"
     assert ours["Avg minus MoCo + LR"] == "+10.0 (-5.0 to +25.0)"
@@ -85,7 +85,7 @@ def test_comparison_prints_mean_sd_and_the_paired_interval(cohort):
 
 
 def test_the_journals_numbers_stand_beside_ours_at_its_own_setting_only(cohort):
-    table = comparison_table(*tables(), cohort.rare_classes, journal=True)
+    table = methods_table(*tables(), cohort.rare_classes, journal=True)
     assert table["journal, Table 1"].tolist() == [JOURNAL[m][i] for i in (0, 2) for m in ("MoCo + LR", "Hbr.Dst.")]
     assert is_journal_setting("isic2018", 224)
     assert not is_journal_setting("isic2018", 48) and not is_journal_setting("phantom-rare-skin", 224)

@@ -43,7 +43,9 @@ def test_an_unknown_modality_is_refused_with_the_known_ones(home):
 
 def test_two_image_modalities_share_the_code(home):
     runs = train_students(students(dataset="phantom-paired-skin", methods=["gmcd"], teacher=TINY | {"fusion": "lmf"}))
-    assert len(runs["gmcd", 0].table("validation"))
+    table = runs["gmcd", 0].table("validation")
+    np.testing.assert_allclose(table.filter(like="p_").sum(axis=1), 1, atol=1e-5)
+    assert 0 < runs["gmcd", 0].metrics["val_auc_macro"] <= 1
 
 
 def test_survival_runs_from_teacher_to_evaluation(home):

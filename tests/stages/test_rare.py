@@ -12,6 +12,7 @@ from torch import nn
 from medkd.data.arrays import ArrayImages
 from medkd.data.cohort import Cohort
 from medkd.data.episodes import draw_task
+from medkd.data.folds import split_rows
 from medkd.errors import DataError, ParameterError
 from medkd.files import write_json, write_table
 from medkd.stages import (
@@ -26,8 +27,10 @@ from medkd.stages import (
 )
 from medkd.stages.context import Context, cohort_of
 from medkd.stages.evaluation_rare import sources_of
+from medkd.stages.moco_url import _probe_rows
 from medkd.stages.pseudo_labelling import read_labels, rows_by_id, task_of
 from medkd.stages.rare import DIM, MOCO_V2, PAPER, build_encoder, build_moco, schedule_of, trained_encoder
+from medkd.stages.rare_baselines import N_ROTATIONS, oracle_runs
 from medkd.stages.self_distillation import METHODS
 from medkd.stages.store import Run
 
@@ -42,6 +45,7 @@ def test_paper_settings_are_those_of_the_paper_and_valid():
     assert (params.lr, params.batch_size, params.epochs, params.bn_splits) == (0.03, 16, 200, 4)
     assert (params.momentum, params.queue_size, params.temperature) == (0.999, 1280, 0.07)
     assert (params.projection, params.augmentation, params.warmup_epochs) == ("linear", "paper", 0)
+    assert SelfDistillationParams.checked(PAPER).warmup_epochs == 0
     factors = [round(schedule_of(params)(epoch, 200), 6) for epoch in (0, 119, 120, 160)]
     assert factors == [1, 1, 0.1, 0.01]
 
@@ -220,9 +224,6 @@ def test_every_method_is_scored_on_the_same_query_images_of_the_same_tasks(home)
 @pytest.mark.slow
 def test_the_oracle_never_classifies_an_image_whose_lesion_it_was_trained_on(home):
     params = SelfDistillationParams(**TINY, moco=MOCO, baselines={"oracle_epochs": 1})
-    from medkd.data.folds import split_rows
-    from medkd.stages.rare_baselines import N_ROTATIONS, oracle_runs
-
     cohort = cohort_of(TINY["dataset"], "")
     rare = cohort.rows_of(cohort.rare_classes)
     runs = oracle_runs(Context.of(params.baseline_params()))
@@ -237,6 +238,20 @@ def test_the_oracle_never_classifies_an_image_whose_lesion_it_was_trained_on(hom
 
 
 @pytest.mark.slow
+def test_published_splits_of_a_rare_cohort_are_not_used(home):
+    """Its common images may all be in "train", and the one split has no five rotations."""
+    params = SelfDistillationParams(**TINY, moco=MOCO, baselines={"oracle_epochs": 1})
+    plain = Context.of(params.baseline_params())
+    official = pd.DataFrame({"official": ["train"] * len(plain.cohort)})
+    published = dataclasses.replace(plain, cohort=dataclasses.replace(plain.cohort, splits=official))
+    base = plain.cohort.rows_of(plain.cohort.base_classes)
+    for expected, found in zip(_probe_rows(plain, base), _probe_rows(published, base), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    ids = [run.table("ids")["id"].tolist() for run in oracle_runs(published)]
+    assert ids == [run.table("ids")["id"].tolist() for run in oracle_runs(plain)]
+
+
+@pytest.mark.slow
 def test_settings_that_a_variant_does_not_use_do_not_train_it_again(home):
     own = STUDENT | {"methods": ["hybrid", "hybrid_dic", "reg"], "k_shots": [1], "n_tasks": 1}
     base = {**TINY, "moco": MOCO, **own}
@@ -248,6 +263,14 @@ def test_settings_that_a_variant_does_not_use_do_not_train_it_again(home):
     assert made(dic_every=2) == {"hybrid_dic"}
     assert made(labels="soft") == {"hybrid", "hybrid_dic"}
     assert made(heads=["refit"]) == set()
+    shown = {}
+    for head in ("direct", "refit"):
+        students = STUDENT | {"methods": ["moco_v1", "hybrid"], "heads": [head]}
+        params = EvaluationParams(
+            **TINY, k_shots=[1], n_tasks=1, n_resamples=100, moco=MOCO, self_distillation=students
+        )
+        shown[head] = set(evaluate(params).table("predictions")["method"]) - {"MoCo + LR"}
+    assert shown == {"direct": {"Hbr.Dst."}, "refit": {"Hbr.Dst. + LR"}}
     assert json.loads((self_distil(SelfDistillationParams(**base))["reg", 1, 0].folder / "task.json").read_text())
 
 

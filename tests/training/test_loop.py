@@ -45,6 +45,14 @@ def train(step, folder, epochs=6, **changes):
     return fit(step, torch.arange(10), optimizer, epochs=epochs, **(options | changes))
 
 
+def test_a_validation_number_that_cannot_be_had_ends_the_training_after_one_epoch(tmp_path):
+    step = LineStep(scores=[float("nan")] * 6)
+    with pytest.raises(TrainingError, match='score is not defined on the validation rows .* set keep = "last"'):
+        train(step, tmp_path, select="score")
+    assert step.n_validations == 1
+    assert len(train(LineStep(scores=[float("nan")] * 6), tmp_path / "last")) == 6
+
+
 def test_an_interrupted_run_ends_bit_for_bit_like_an_uninterrupted_one(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()

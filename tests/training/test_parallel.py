@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from medkd import parallel
 from medkd.cli import app
 from medkd.losses.contrast_sampler import ContrastSampler
 from medkd.losses.memory import ContrastiveDistillation
+from medkd.losses.modulation import GradientModulation
 from medkd.models.momentum import MoCo
 from medkd.training.loop import Step, fit, linear_decay
 from medkd.training.stop import Stopped, request_stop
@@ -64,6 +66,16 @@ def train(folder, **options):
     return step, history
 
 
+def cosines(rows):
+    """Of the gradients of three losses, each a mean over these rows of eleven."""
+    features = torch.randn(11, 4, generator=torch.Generator().manual_seed(0))[rows].requires_grad_()
+    targets = torch.randn(3, 11, 4, generator=torch.Generator().manual_seed(1))[:, rows]
+    *losses, main = ((features - target).pow(2).sum(dim=1).mean() for target in targets)
+    modulation = GradientModulation()
+    modulation(losses, main, features)
+    return modulation.last_cosine.tolist()
+
+
 def worker(folder, stop_at):
     """Runs in each process: trains, and writes what it has seen and holds."""
     parallel.join()
@@ -71,7 +83,11 @@ def worker(folder, stop_at):
         step, history = train(Path(folder), stop_at=int(stop_at))
         state = {name: tensor.flatten().tolist() for name, tensor in step.modules.state_dict().items()
                  if isinstance(tensor, torch.Tensor) and "extra" not in name}  # fmt: skip
-        found = {"seen": step.seen, "loss": history["loss"].tolist(), "state": state}
+        own = parallel.own_part(torch.arange(11))
+        dealt = parallel.dealt(own)
+        found = {"seen": step.seen, "loss": history["loss"].tolist(), "state": state, "own": own.tolist(),
+                 "dealt": dealt.tolist(), "back": parallel.undealt(dealt).tolist(),
+                 "cosines": cosines(own)}  # fmt: skip
         Path(folder, f"rank{parallel.rank()}.json").write_text(json.dumps(found))
     except Stopped as error:
         print(error)
@@ -114,6 +130,20 @@ def test_weights_queue_and_banks_are_the_same_in_both_and_near_those_of_one(alon
             assert both[0]["state"][name] == both[1]["state"][name], name
             assert both[0]["state"][name] == pytest.approx(tensor.flatten().tolist(), abs=0.02), name
     assert {"moco.queue.keys", "moco.queue.pointer", "bank.bank_student"} <= set(both[0]["state"])
+
+
+@pytest.mark.slow
+def test_rows_are_dealt_out_among_the_processes_and_come_back(both):
+    assert [rank["own"] for rank in both] == [rank["back"] for rank in both] == [list(range(6)), list(range(6, 11))]
+    assert [rank["dealt"] for rank in both] == [[0, 2, 4, 6, 8, 10], [1, 3, 5, 7, 9]]
+
+
+@pytest.mark.slow
+def test_modulation_weighs_by_the_gradients_of_the_whole_batch(both):
+    whole = np.array(cosines(torch.arange(11)))
+    for rank in both:
+        np.testing.assert_allclose(rank["cosines"], whole, atol=1e-6)
+    assert np.abs(whole - cosines(torch.arange(6))).max() > 0.01
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from medkd.data.views import Augment
 from medkd.errors import DataError, ParameterError
+from medkd.losses.orthogonality import orthogonality
 from medkd.models.fusion import ConcatFusion
 from medkd.models.teacher import MultimodalTeacher, SingleModalityNet
 from medkd.training.baselines import BASELINES
@@ -257,7 +258,12 @@ def test_spectrum_shrinks_every_singular_value_and_changes_nothing(data):
 
 
 def test_orthogonality_joins_the_loss_when_it_is_asked_for(data):
-    _, terms = teacher_step(data, orthogonal=0.5).loss(torch.arange(8), 0.0)
+    step, rows = teacher_step(data, orthogonal=0.5), torch.arange(8)
+    step.generator.manual_seed(5)
+    _, terms = step.loss(rows, 0.0)
+    step.generator.manual_seed(5)
+    seen = step.teacher(*(modality.augmented(rows, step.generator) for modality in step.inputs))
+    assert terms["orthogonal"].item() == pytest.approx(0.5 * orthogonality(seen.main, seen.second).item(), rel=1e-5)
     assert terms["orthogonal"].item() > 0
 
 
