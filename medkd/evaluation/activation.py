@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from medkd.errors import ParameterError
 from medkd.models.maps import MapTap
+from medkd.models.mode import evaluating
 from medkd.models.teacher import MultimodalTeacher
 
 
@@ -57,17 +58,14 @@ def grad_cam(
         (network.main, network.second)[slot].encoder if isinstance(network, MultimodalTeacher) else network.encoder
     )
     tap = MapTap(encoder, inputs[slot].plain(rows[:1]))
-    modes = {module: module.training for module in network.modules()}
     try:
-        network.eval()
         found = []
-        for places in torch.arange(len(rows)).split(batch_size):
-            given = [modality.plain(rows[places]) for modality in inputs]
-            found.append(_maps(network, given, slot, classes[places], head, tap))
+        with evaluating(network):
+            for places in torch.arange(len(rows)).split(batch_size):
+                given = [modality.plain(rows[places]) for modality in inputs]
+                found.append(_maps(network, given, slot, classes[places], head, tap))
     finally:
         tap.close()
-        for module, mode in modes.items():
-            module.training = mode
     return torch.cat(found).numpy()
 
 

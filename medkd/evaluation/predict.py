@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from medkd.models.device import autocast
+from medkd.models.mode import evaluating
 
 
 def class_probabilities(scores: Tensor) -> Tensor:
@@ -49,16 +50,13 @@ def predict(
         features: attribute that holds the features.
         scores: raw scores of a batch -> what is reported, by default class probabilities.
     """
-    was_training = network.training
-    network.eval()
     probabilities, found = [], []
-    with torch.inference_mode():
+    with evaluating(network), torch.inference_mode():
         for batch in rows.split(batch_size):
             with autocast(device, precision):
                 output = network(*(modality.plain(batch) for modality in inputs))
             probabilities.append(scores(getattr(output, head)).cpu())
             found.append(getattr(output, features).float().cpu())
-    network.train(was_training)
     return Prediction(torch.cat(probabilities).numpy(), torch.cat(found).numpy())
 
 
@@ -75,12 +73,9 @@ def encode(
 
     Args: as `predict`; `encoder` maps a batch to (n, d).
     """
-    was_training = encoder.training
-    encoder.eval()
     found = []
-    with torch.inference_mode():
+    with evaluating(encoder), torch.inference_mode():
         for batch in rows.split(batch_size):
             with autocast(device, precision):
                 found.append(encoder(inputs.plain(batch)).float().cpu())
-    encoder.train(was_training)
     return torch.cat(found).numpy()

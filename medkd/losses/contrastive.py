@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medkd.errors import MedkdError, ParameterError
+from medkd.precision import full
 
 
 def info_nce(query: Tensor, key: Tensor, queue: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
@@ -39,7 +40,7 @@ def info_nce(query: Tensor, key: Tensor, queue: Tensor, *, temperature: float) -
         )
     # float32 even under autocast: a bfloat16 cosine near 1 is off by 0.004, which the temperature makes 0.06
     with torch.autocast(query.device.type, enabled=False):
-        query = query.to(torch.promote_types(query.dtype, torch.float32))
+        query = full(query)
         key, queue = key.detach().to(query.dtype), queue.detach().to(query.dtype, copy=True)
         positive = (query * key).sum(dim=1, keepdim=True)  # (n, 1)
         logits = torch.cat([positive, query @ queue.T], dim=1) / temperature  # (n, 1 + queue_size)
@@ -72,8 +73,7 @@ def nt_xent(first: Tensor, second: Tensor, *, temperature: float) -> tuple[Tenso
             "enlarge the batch"
         )
     with torch.autocast(first.device.type, enabled=False):
-        rows = torch.cat([first, second])
-        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        rows = full(torch.cat([first, second]))
         n = len(first)
         # a view is no candidate for itself
         similarity = (rows @ rows.T / temperature).masked_fill(
@@ -110,5 +110,5 @@ def uniformity(features: Tensor) -> Tensor:
         raise MedkdError(
             f"uniformity compares pairs of rows and needs two or more; got {len(features)}, enlarge the batch"
         )
-    distances = torch.pdist(features.to(torch.promote_types(features.dtype, torch.float32)))
+    distances = torch.pdist(full(features))
     return torch.logsumexp(-2 * distances.pow(2), dim=0) - math.log(len(distances))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medkd.errors import MedkdError, ParameterError
+from medkd.precision import full
 
 REWEIGHTING_EPS = 1e-5
 """Added to a singular value before it divides its threshold (T-SVDNet's constant)."""
@@ -30,7 +31,7 @@ def relation_matrix(features: Tensor) -> Tensor:
         Xing et al. 2023 (GMCD), affinity of one view.
     """
     with torch.autocast(features.device.type, enabled=False):
-        features = features.to(torch.promote_types(features.dtype, torch.float32))
+        features = full(features)
         return F.normalize(features @ features.T, dim=1)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from medkd.errors import MedkdError
+from medkd.precision import full
 
 
 def orthogonality(first: Tensor, second: Tensor) -> Tensor:
@@ -32,6 +33,5 @@ def orthogonality(first: Tensor, second: Tensor) -> Tensor:
             f"orthogonality compares features (b, d) of one batch; got {tuple(first.shape)} and {tuple(second.shape)}"
         )
     with torch.autocast(first.device.type, enabled=False):
-        dtype = torch.promote_types(first.dtype, torch.float32)
-        unit = [x.to(dtype) / (x.detach().to(dtype).norm(dim=1, keepdim=True) + 1e-6) for x in (first, second)]
+        unit = [full(x) / (full(x.detach()).norm(dim=1, keepdim=True) + 1e-6) for x in (first, second)]
         return (unit[0].T @ unit[1]).pow(2).mean()

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medkd.errors import MedkdError, ParameterError
+from medkd.precision import full
 
 RELEASED_TEMPERATURE = 2.0
 """Temperature that the released code of 2021 applies to probabilities (not to logits)."""
@@ -29,7 +30,7 @@ def adaptive_target(target: Tensor, logits: Tensor, mix: float) -> Tensor:
         Sun et al. 2021, arXiv:2110.04558, eq. 5.
     """
     _check(logits, target, mix)
-    return (1 - mix) * target + mix * _full(logits).softmax(dim=1).detach()
+    return (1 - mix) * target + mix * full(logits).softmax(dim=1).detach()
 
 
 def pseudo_label_loss(
@@ -53,7 +54,7 @@ def pseudo_label_loss(
         Sun et al. 2021, eq. 3 to 5; Sun et al. 2024 (Med. Image Anal. 93, 103102), eq. 6 and 9.
     """
     soft = adaptive_target(target, logits, mix)
-    scores = _full(logits)
+    scores = full(logits)
     if temperatures is not None:
         scores = scores / temperatures.to(scores)
     return -(soft * F.log_softmax(scores, dim=1)).sum(dim=1).mean()
@@ -76,7 +77,7 @@ def released_pseudo_label_loss(
         temperatures: tau of each class, shape (n_way,); None without imbalance correction.
     """
     _check(logits, target, mix)
-    probabilities = _full(logits).softmax(dim=1)
+    probabilities = full(logits).softmax(dim=1)
     mixed = (1 - mix) * target + mix * probabilities
     soft = torch.full_like(probabilities[0], RELEASED_TEMPERATURE)
     if temperatures is not None:
@@ -103,7 +104,7 @@ def feature_loss(features: Tensor, teacher_features: Tensor) -> Tensor:
             f"student and URL features must have one shape (n, d); got {tuple(features.shape)} and "
             f"{tuple(teacher_features.shape)}: train both with the same encoder, width and projection"
         )
-    return F.l1_loss(_full(features), _full(teacher_features).detach())
+    return F.l1_loss(full(features), full(teacher_features).detach())
 
 
 @torch.no_grad()
@@ -132,7 +133,7 @@ def dispersion(
     """
     if kind not in ("feature_var", "norm_var"):
         raise ParameterError(f'dispersion kind "{kind}" is unknown; use "feature_var" or "norm_var"')
-    features = _full(features)
+    features = full(features)
     values = F.normalize(features, dim=1) if kind == "feature_var" else features.norm(dim=1, keepdim=True)
     member = F.one_hot(hard_labels.to(values.device), n_way).to(values.dtype)  # (n, n_way)
     count = member.sum(dim=0)
@@ -173,11 +174,6 @@ def dispersion_temperatures(
         return 1 - gamma * (share.max() - share)  # beta_n + 1 - max_j beta_j, without the round-off
     beta = gamma * len(share) * share + (1 - gamma)
     return torch.ones_like(beta) if gamma == 1 and not share.any() else beta / beta.max()
-
-
-def _full(tensor: Tensor) -> Tensor:
-    """At least float32: half precision loses the small probabilities that a soft label is made of."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _check(logits: Tensor, target: Tensor, mix: float) -> None:

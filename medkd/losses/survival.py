@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from medkd.errors import MedkdError
+from medkd.precision import full
 
 
 def bounded_risk(logits: Tensor) -> Tensor:
@@ -47,8 +48,7 @@ def cox_loss(risks: Tensor, times: Tensor, events: Tensor) -> Tensor:
             f"cox_loss expects risks, times and events of one shape (n,); got {tuple(risks.shape)}, "
             f"{tuple(times.shape)} and {tuple(events.shape)}: take column 0 of a head with one output"
         )
-    # at least float32 even under autocast: half precision rounds both exponentials and months
-    theta = risks.to(torch.promote_types(risks.dtype, torch.float32))
+    theta = full(risks)  # half precision rounds both exponentials and months
     known = ~(torch.isnan(times) | torch.isnan(events))
     at_risk = (times[None, :] >= times[:, None]) & known[None, :]
     # each row holds itself: only a left-out sample's own row would be empty otherwise, and its gradient nan

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from medkd.errors import ParameterError
+from medkd.models.mode import evaluating
 
 
 class MapTap:
@@ -60,17 +61,13 @@ def _last_with_maps(encoder: nn.Module, example: Tensor) -> nn.Module:
         if is_map and any(True for _ in module.parameters()):
             found.append(module)
 
-    modes = {module: module.training for module in encoder.modules()}
-    handles = [module.register_forward_hook(note) for module in modes]
+    handles = [module.register_forward_hook(note) for module in encoder.modules()]
     try:
-        encoder.eval()
-        with torch.no_grad():
+        with evaluating(encoder), torch.no_grad():
             encoder(example)
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
     if not found:
         raise ParameterError(
             f"the encoder has no feature maps of more than one pixel for an input of shape {tuple(example.shape)}; "

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from medkd.errors import MedkdError, ParameterError
 from medkd.losses.contrastive import info_nce
 from medkd.parallel import dealt, gathered, undealt
+from medkd.precision import full
 from medkd.transfer import sent
 
 
@@ -149,7 +150,7 @@ class MoCo(nn.Module):
             length, and `features` (n, d), the query encoder's output before head and normalisation.
         """
         features = self.query_encoder(query_view)
-        query = _unit(features if self.projection_head is None else self.projection_head(features))
+        query = unit_length(features if self.projection_head is None else self.projection_head(features))
         self.key_encoder.update(self._query_network(), self.momentum)
         key = self._keys(key_view, key_order)
         loss, logits = info_nce(query, key, self.queue.keys, temperature=self.temperature)
@@ -166,9 +167,9 @@ class MoCo(nn.Module):
 
     def _keys(self, key_view: Tensor, order: Tensor | None) -> Tensor:
         if order is None:
-            return _unit(self.key_encoder(key_view))
+            return unit_length(self.key_encoder(key_view))
         order = sent(order, key_view.device)
-        keys = _unit(self.key_encoder(dealt(key_view[order])))
+        keys = unit_length(self.key_encoder(dealt(key_view[order])))
         return undealt(keys)[order.argsort()]
 
 
@@ -176,6 +177,6 @@ def _state(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
 
 
-def _unit(features: Tensor) -> Tensor:
-    """Rows of unit length, at least float32: half precision would leave them a few thousandths off."""
-    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=1)
+def unit_length(features: Tensor) -> Tensor:
+    """Rows of unit length, at least float32."""
+    return F.normalize(full(features), dim=1)

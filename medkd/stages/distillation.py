@@ -13,7 +13,8 @@ from pydantic import Field
 
 from medkd.evaluation.predict import predict
 from medkd.files import write_table
-from medkd.stages.context import Context, generator_for
+from medkd.seeds import generator_for
+from medkd.stages.context import Context
 from medkd.stages.paired import (
     OptimiserParams,
     build_network,

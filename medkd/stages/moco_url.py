@@ -12,7 +12,8 @@ from medkd.data.folds import split_rows
 from medkd.data.published_splits import OWN_FOLDS
 from medkd.evaluation.predict import encode
 from medkd.evaluation.probes import collapse_std, knn_accuracy
-from medkd.stages.context import Context, seed_for
+from medkd.seeds import seed_for
+from medkd.stages.context import Context
 from medkd.stages.paired import tensor_rows
 from medkd.stages.rare import ContrastParams, build_moco, build_simclr, images_of, save_run, train_rows
 from medkd.stages.store import Run, Unit, load_or_make

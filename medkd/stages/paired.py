@@ -22,7 +22,8 @@ from medkd.models.device import to_device
 from medkd.models.encoders import build_feature_encoder, build_vector_encoder, describe_weights
 from medkd.models.fusion import FUSIONS
 from medkd.models.teacher import MultimodalTeacher, SingleModalityNet
-from medkd.stages.context import Context, seed_for
+from medkd.seeds import seed_for
+from medkd.stages.context import Context
 from medkd.stages.params import FILES, StageParams, shared, unkeyed
 from medkd.stages.store import Run
 from medkd.training.frozen import FrozenModality, frozen_features, frozen_head, trunk_width

@@ -19,7 +19,8 @@ from medkd.errors import DataError, first_few
 from medkd.evaluation.pseudo_labels import label_tasks
 from medkd.files import write_json, write_table
 from medkd.models.device import autocast
-from medkd.stages.context import Context, generator_for
+from medkd.seeds import generator_for
+from medkd.stages.context import Context
 from medkd.stages.moco_url import MocoParams, pretrain
 from medkd.stages.paired import tensor_rows
 from medkd.stages.params import shared, unkeyed

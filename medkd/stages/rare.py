@@ -21,7 +21,8 @@ from medkd.files import write_table, write_tensors
 from medkd.models.device import to_device
 from medkd.models.encoders import build_image_encoder
 from medkd.models.momentum import MoCo
-from medkd.stages.context import Context, generator_for, seed_for
+from medkd.seeds import generator_for, seed_for
+from medkd.stages.context import Context
 from medkd.stages.paired import tensor_rows, width_of
 from medkd.stages.params import StageParams, shared
 from medkd.stages.store import Run

@@ -17,7 +17,9 @@ from medkd.errors import ParameterError
 from medkd.evaluation.predict import encode
 from medkd.files import write_json
 from medkd.models.device import to_device
-from medkd.stages.context import Context, generator_for, seed_for
+from medkd.models.mode import evaluating
+from medkd.seeds import generator_for, seed_for
+from medkd.stages.context import Context
 from medkd.stages.moco_url import MocoParams, pretrain
 from medkd.stages.paired import tensor_rows
 from medkd.stages.params import shared, unkeyed
@@ -208,11 +210,9 @@ def _config(params: SelfDistillationParams, variant: Variant) -> dict[str, Any]:
 
 def _build(context: Context, n_way: int, task: int) -> HybridStudent:
     moco = build_moco(context, "student", task)
-    with torch.no_grad():  # the length of a feature depends on encoder and projection
-        size = context.params.image_size
-        moco.eval()
+    size = context.params.image_size
+    with evaluating(moco), torch.no_grad():  # the length of a feature depends on encoder and projection
         n_features = moco.query_encoder(torch.zeros(1, 3, size, size, device=context.device)).shape[1]
-        moco.train()
     generator = generator_for(context.params.seed, "classifier", task)
     return to_device(HybridStudent(moco, n_features, n_way, generator), context.device)
 

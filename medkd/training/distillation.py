@@ -16,6 +16,7 @@ from medkd.losses.memory import ContrastiveDistillation
 from medkd.losses.modulation import GradientModulation
 from medkd.models.device import autocast
 from medkd.models.maps import MapTap
+from medkd.models.mode import evaluating
 from medkd.models.momentum import MomentumCopy, warmup_momentum
 from medkd.models.teacher import MultimodalTeacher, Output, SingleModalityNet
 from medkd.training.baselines import BASELINES, Batch, build_baseline
@@ -222,16 +223,13 @@ class DistillationStep(Step):
         """
         if self.recipe.method != "gmcd" or self.sampler.exact:
             return pd.DataFrame(columns=["anchor", "candidate", "rank", "discrepancy"])
-        was_training = self.student.training
-        self.student.eval()
         main, second = self.inputs
-        with autocast(self.device, self.precision):
+        with evaluating(self.student), autocast(self.device, self.precision):
             view = main.plain(anchors)
             features, fused = (
                 self.student.encoder(view).float(),
                 self.teacher(view, second.plain(anchors)).fused.float(),
             )
-        self.student.train(was_training)
         slots = self.slot[anchors.to(self.device)]
         candidates = self.sampler(slots, torch.Generator().manual_seed(0))[:, 1 : self.n_positives]
         found = self.contrast["teacher"].discrepancy(features, fused, candidates).cpu().numpy()

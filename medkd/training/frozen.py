@@ -25,6 +25,7 @@ from medkd.files import check_room, locked, write_atomically
 from medkd.models.device import autocast, has_native_bfloat16, to_device
 from medkd.models.encoders import FeatureHead, trunk, trunk_width
 from medkd.models.pretrained import weights_sha256
+from medkd.seeds import generator_for
 from medkd.training.inputs import RESIDENT_BYTES
 from medkd.transfer import sent
 
@@ -179,9 +180,9 @@ def _views(
     """View `number` of all images by batch, float in [0, 1]; number 0 is the unchanged image."""
     n, size = images.shape[:2]
     if number:
-        purpose = hashlib.sha256(f"{seed}|frozen view|{number}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(purpose[:6], "big"))
-        draw = augment.draw(n, size, generator)  # of all images at once: the batch size must not matter
+        draw = augment.draw(
+            n, size, generator_for(seed, "frozen view", number)
+        )  # of all images at once: the batch size must not matter
     for start in range(0, n, batch_size):
         rows = slice(start, start + batch_size)
         batch = torch.from_numpy(np.array(images[rows])).to(device)

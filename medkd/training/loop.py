@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from medkd import parallel
 from medkd.errors import TrainingError
+from medkd.seeds import seed_for
 from medkd.training.checkpoint import Position, read_checkpoint, write_checkpoint
 from medkd.training.finite import NotFinite, Watch, explain
 from medkd.training.progress import Progress, Teller
@@ -238,8 +238,7 @@ class _Training:
 
     def _seed_now(self) -> int:
         """A seed for this process at this step, so that no checkpoint need hold what is drawn from it."""
-        own = f"{self.seed}|{parallel.rank()}|{self.position.total_steps}".encode()
-        return int.from_bytes(hashlib.sha256(own).digest()[:6], "big")
+        return seed_for(self.seed, parallel.rank(), self.position.total_steps)
 
     def end_epoch(self, record: dict[str, Any], select: str) -> None:
         """Take the record of the epoch into the history, remember its weights if they are the best, and save if due."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from medkd.losses.contrastive import nt_xent
+from medkd.models.momentum import unit_length
 from medkd.transfer import sent
 
 
@@ -37,11 +37,7 @@ class SimCLR(nn.Module):
         order = torch.arange(len(key_view)) if key_order is None else key_order
         order = sent(order, key_view.device)
         features = self.query_encoder(query_view)
-        query = self._embed(features)
-        key = self._embed(self.query_encoder(key_view[order]))[order.argsort()]
+        query = unit_length(self.projection_head(features))
+        key = unit_length(self.projection_head(self.query_encoder(key_view[order])))[order.argsort()]
         loss, logits = nt_xent(query, key, temperature=self.temperature)
         return {"loss": loss, "logits": logits, "query": query, "key": key, "features": features}
-
-    def _embed(self, features: Tensor) -> Tensor:
-        embeddings = self.projection_head(features)
-        return F.normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)), dim=1)

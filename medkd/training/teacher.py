@@ -14,6 +14,7 @@ from medkd.evaluation.predict import predict
 from medkd.losses.lowrank import LowRankLoss, relation_matrix, shrink, singular_values
 from medkd.losses.orthogonality import orthogonality
 from medkd.models.device import autocast
+from medkd.models.mode import evaluating
 from medkd.models.momentum import MomentumCopy, warmup_momentum
 from medkd.models.teacher import MultimodalTeacher, TeacherOutput
 from medkd.training.inputs import Modality
@@ -161,10 +162,8 @@ class TeacherStep(Step):
         """
         if self.low_rank is None:
             return pd.DataFrame(columns=["modality", "state", "frequency", "rank", "value"])
-        was_training = self.modules.training
-        self.modules.eval()
-        current, momentum = self._both(rows)
-        self.modules.train(was_training)
+        with evaluating(self.modules):
+            current, momentum = self._both(rows)
         tables = []
         for branch in BRANCHES[1:]:
             views = [relation_matrix(view) for view in self._views(current, momentum, branch)]
