@@ -21,7 +21,7 @@ from medkd.report.plan import SETTINGS
 from medkd.stages.context import Context
 from medkd.stages.distillation import DistillationParams
 from medkd.stages.moco_url import MocoParams
-from medkd.stages.paired import DIM
+from medkd.stages.networks import DIM
 from medkd.stages.rare import build_moco, optimiser
 from medkd.stages.teacher import TeacherParams
 from medkd.training.distillation import DistillationStep, Recipe

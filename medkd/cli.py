@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from medkd.cli_batch import batch, train
-from medkd.cli_data import Root, data_app, fail, told
+from medkd.cli_data import Assignments, Device, Preset, Root, Seed, assigned, data_app, fail, told
 from medkd.cli_export import bundle, export, predict
 from medkd.cli_runs import runs_app
-from medkd.errors import MedkdError, ParameterError
+from medkd.errors import MedkdError
 
 app = typer.Typer(
     help="Knowledge distillation and rare-disease learning in medical imaging, driven from notebooks.",
@@ -40,17 +39,13 @@ def report(
         typer.Option(help="Cohort by name (see `medkd data list`); without it the preset's simulated ones."),
     ] = "",
     root: Root = "",
-    name: Annotated[str, typer.Option(help="Folder under reports/; default: `quick`, or the dataset's name.")] = "",
-    p: Annotated[
-        list[str] | None,
-        typer.Option(
-            "-p",
-            help="A parameter: `-p epochs=5` for every stage that has it, `-p teacher.epochs=5` for one. Repeatable.",
-        ),
-    ] = None,
-    preset: Annotated[str, typer.Option(help='"quick", or "paper": the published constants and five folds.')] = "quick",
-    device: Annotated[str, typer.Option(help='"auto", "cpu", "cuda" or "cuda:1".')] = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="Seeds splits, weights, shuffling and augmentation.")] = 0,
+    name: Annotated[
+        str, typer.Option(help="Folder under reports/; default: the dataset and the preset, as far as they are given.")
+    ] = "",
+    p: Assignments = None,
+    preset: Preset = "quick",
+    device: Device = "auto",
+    seed: Seed = 0,
     cell_timeout: Annotated[int, typer.Option(min=0, help="Seconds a notebook cell may take; 0 for no limit.")] = 0,
 ) -> None:
     """Run the notebooks headless and build the report page.
@@ -65,20 +60,19 @@ def report(
         if study:
             from medkd.report.study import build_study_report
 
-            if dataset or p:
-                fail("a study's report takes no --dataset and no -p: its file says what was run", 2)
+            if dataset or root or name or p or preset != "quick" or device != "auto" or seed or cell_timeout:
+                fail("a study's report takes no options: the study's file says what was run", 2)
             print(os.path.relpath(build_study_report(study)))
             return
         from medkd.report.plan import default_cohorts
         from medkd.report.run import run_report
-        from medkd.stages.params import absolute_files
 
         page = run_report(
             [dataset] if dataset else default_cohorts(preset),
             root=os.path.abspath(root) if root else "",
             name=name or (dataset if preset == "quick" and dataset else "-".join(filter(None, (dataset, preset)))),
             preset=preset,
-            overrides=absolute_files(dict(map(_assignment, p or [])), Path()),
+            overrides=assigned(p),
             device=device,
             seed=seed,
             cell_timeout=cell_timeout or None,
@@ -133,14 +127,3 @@ def doctor() -> None:
         print(f"{check.state:4}  {check.name}: {check.text}")
     if any(check.state == "mend" for check in found):
         raise typer.Exit(1)
-
-
-def _assignment(text: str) -> tuple[str, Any]:
-    """`name=value`; the value is read as JSON where it is JSON, and as text where not."""
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise ParameterError(f"-p {text} is no assignment; write -p name=value, for example -p epochs=5")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, {"True": True, "False": False}.get(value, value)

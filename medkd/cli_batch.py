@@ -7,13 +7,21 @@ from typing import Annotated
 
 import typer
 
-from medkd.cli_data import fail
+from medkd.cli_data import Assignments, Device, Preset, Root, Seed, assigned, fail, told
 from medkd.errors import MedkdError
 
 
 def train(
     stage: Annotated[str, typer.Argument(help="teacher, distillation, moco, pseudo_labels or self_distillation.")],
-    config: Annotated[str, typer.Option(help="JSON file: the notebook's parameters that differ from its defaults.")],
+    dataset: Annotated[str, typer.Option(help="Cohort by name: train as `medkd report` with these options does.")] = "",
+    root: Root = "",
+    p: Assignments = None,
+    preset: Preset = "quick",
+    device: Device = "auto",
+    seed: Seed = 0,
+    config: Annotated[
+        str, typer.Option(help="In their place a JSON file: the notebook's parameters that differ from its defaults.")
+    ] = "",
     devices: Annotated[int, typer.Option(min=1, help="Processes on this machine, one a GPU where there are GPUs.")] = 1,
     nodes: Annotated[int, typer.Option(min=1, help="Machines; the run store must lie on a disk they share.")] = 1,
     node: Annotated[int, typer.Option(min=0, help="Number of this machine, from 0.")] = 0,
@@ -22,8 +30,16 @@ def train(
     """Train a stage without its notebook, in several processes if asked for; the notebooks load what it makes."""
     import os
 
+    from medkd.report.plan import stage_config
     from medkd.stages.worker import command
 
+    if bool(dataset) == bool(config):
+        fail("give either --dataset, as to medkd report, or --config FILE", 2)
+    if dataset:
+        with told():
+            root = os.path.abspath(root) if root else ""
+            how = {"root": root, "overrides": assigned(p), "preset": preset, "device": device, "seed": seed}
+            config = str(stage_config(stage, dataset, **how))
     if nodes > 1 and not address:
         fail(f"--nodes {nodes} needs --address HOST:PORT, where machine 0 can be reached", 2)
     line = command(stage, os.path.abspath(config), devices, nodes, address, node)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from medkd.errors import MedkdError
+from medkd.errors import MedkdError, ParameterError
 
 data_app = typer.Typer(
     help="List, fetch, check and prepare cohorts.", no_args_is_help=True, rich_markup_mode=None, add_completion=False
@@ -18,6 +19,17 @@ data_app = typer.Typer(
 
 Name = Annotated[str, typer.Argument(help="Cohort by name, see `medkd data list`.")]
 Root = Annotated[str, typer.Option(help="Folder with the publisher's files; simulated cohorts need none.")]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-p",
+        help="A parameter: `-p epochs=5` for every stage that has it, `-p teacher.epochs=5` for one. Lists as JSON: "
+        "-p k_shots='[1, 5]'. Repeatable.",
+    ),
+]
+Preset = Annotated[str, typer.Option(help='"quick", or "paper": the published constants and five folds.')]
+Device = Annotated[str, typer.Option(help='"auto", "cpu", "cuda" or "cuda:1".')]
+Seed = Annotated[int, typer.Option(min=0, help="Seeds splits, weights, shuffling and augmentation.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Answer every question with yes.")]
 
 
@@ -76,7 +88,7 @@ def data_check(
     folds: Annotated[int, typer.Option(min=2, help="Folds whose splits are checked.")] = 5,
     split_file: Annotated[str, typer.Option(help="CSV of published splits.")] = "",
 ) -> None:
-    """Check a cohort: counts by class and split, copies, leaks, unreadable images; exit status 1 on an error.
+    """Check a cohort: counts by class and split, copies, leaks, unreadable images; exit status 1 on a finding.
 
     Counts are of the first fold, or of the first published split.
     """
@@ -84,7 +96,7 @@ def data_check(
     from medkd.data.folds import split_rows
     from medkd.data.registry import load_cohort
 
-    with told(1):
+    with told():
         cohort = load_cohort(name, root)
         findings = check(cohort, n_folds=folds, split_file=split_file)
         if not any(finding.error and finding.kind == "leak" for finding in findings):
@@ -102,7 +114,7 @@ def data_check(
 def data_prepare(
     name: Name,
     root: Root = "",
-    size: Annotated[list[int] | None, typer.Option(help="Image side in pixels; repeatable.")] = None,
+    size: Annotated[list[int] | None, typer.Option(min=16, help="Image side in pixels; repeatable.")] = None,
     yes: Yes = False,
 ) -> None:
     """Decode a cohort's images once for each size, so that the first notebook need not wait.
@@ -139,6 +151,26 @@ def _own_confirmed(root: Path, yes: bool) -> bool:
     if not agreed:
         print(f"edit {root / SCHEMA_FILE}, then run this command again")
     return agreed
+
+
+def assigned(given: list[str] | None) -> dict[str, Any]:
+    """What `-p name=value` says, files as seen from here; a value is read as JSON where it is JSON, as text where not.
+
+    Raises:
+        ParameterError: one is no assignment.
+    """
+    from medkd.stages.params import absolute_files
+
+    values: dict[str, Any] = {}
+    for text in given or []:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ParameterError(f"-p {text} is no assignment; write -p name=value, for example -p epochs=5")
+        try:
+            values[name] = json.loads(value)
+        except json.JSONDecodeError:
+            values[name] = {"True": True, "False": False}.get(value, value)
+    return absolute_files(values, Path())
 
 
 @contextmanager

@@ -161,7 +161,8 @@ def _project() -> tuple[State, str]:
 def _room() -> tuple[State, str]:
     import psutil
 
-    free = shutil.disk_usage(home()).free / 1e9
+    there = next(folder for folder in (home(), *home().parents) if folder.is_dir())
+    free = shutil.disk_usage(there).free / 1e9
     memory = psutil.virtual_memory().total / 1e9
     text = f"{free:.0f} GB of disk free, {memory:.0f} GB of memory"
     if free < FREE_GB:

@@ -51,7 +51,14 @@ def test_report_help_tells_the_exit_statuses():
         (["--dataset", "isic2081"], 'did you mean "isic2018"?'),
         (["--preset", "papr"], 'preset "papr" is unknown; known are quick, paper'),
         (["-p", "second=proteome", "--dataset", "phantom-glioma"], "proteome"),
-        (["--dataset", "isic2018"], "root"),
+        (["-p", "encoder=resnet999"], 'unknown image encoder "resnet999"; nearest known: resnet50'),
+        (["-p", "weights=/nowhere/w.pt", "--dataset", "phantom-glioma"], 'weights="/nowhere/w.pt" is not a file'),
+        (["-p", "precision=half"], "'bfloat16'"),
+        (["-p", "folds=9"], "folds = 9 are more than there are (5); set n_folds too"),
+        (["-p", "distillation.methods=['ce']"], 'in JSON with double quotes, such as ["ce", "gmcd"]'),
+        (["--device", "gpu"], 'device="gpu" is not supported'),
+        (["--device", "cuda:77"], "GPU(s) here"),
+        (["--dataset", "isic2018"], "`medkd data fetch isic2018` gets them, or says how; then give --root FOLDER"),
         (["--dataset", "isic2018", "--root", "/nowhere"], "/nowhere"),
     ],
 )
@@ -125,9 +132,21 @@ def test_data_fetch_of_sets_with_a_form_tells_what_to_do(tmp_path, project):
     assert "nothing was loaded" in refused.output and not (tmp_path / "i").exists()
 
 
+def test_a_report_outside_the_project_says_what_to_do(project, monkeypatch):
+    monkeypatch.setenv("MEDKD_HOME", str(project / "elsewhere"))
+    result = runner.invoke(app, ["report", "--dataset", "phantom-glioma"])
+    assert result.exit_code == 2
+    assert "run the command in the project's folder or set MEDKD_HOME to it" in result.stderr
+
+
+def test_a_studys_report_takes_no_options(project):
+    result = runner.invoke(app, ["report", "ablation", "--seed", "1"])
+    assert result.exit_code == 2 and "the study's file says what was run" in result.stderr
+
+
 def test_data_check_of_a_missing_folder_fails_with_its_name():
     result = runner.invoke(app, ["data", "check", "milk10k", "--root", "/nowhere"])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "/nowhere" in result.stderr
 
 

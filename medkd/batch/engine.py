@@ -17,6 +17,7 @@ from medkd.batch.node import TOPIC, gpus, run_node
 from medkd.batch.progress import Board
 from medkd.batch.study import Cell, Node, Study, expand, nodes_of
 from medkd.errors import DataError, MedkdError
+from medkd.models.device import pick_device
 from medkd.paths import home, reports_dir
 from medkd.report.entry import alone, checked_cohort, read_state
 from medkd.yaml_file import read_yaml
@@ -51,7 +52,8 @@ def prepare(study: Study) -> tuple[list[Cell], dict[str, Node], dict[str, list[s
         ParameterError, DataError: a parameter, cohort or file is not in order.
     """
     cells = expand(study)
-    fingerprints = {cell.dataset: checked_cohort(cell.entries[-1]).fingerprint for cell in cells}
+    entries = [entry for cell in cells for entry in cell.entries]
+    fingerprints = {entry.dataset: checked_cohort(entry).fingerprint for entry in entries}
     return (cells, *nodes_of(cells, fingerprints))
 
 
@@ -88,6 +90,8 @@ def run_study(
         SchedulerLost: later; what is finished is kept.
     """
     cells, nodes, of_cell = prepare(study)
+    if not scheduler and not jobqueue:
+        pick_device(study.device)
     with alone(reports_dir() / study.name, f"study {study.name}"):
         open_nodes = [node for node in nodes.values() if not is_finished(study, node)]
         board = Board(study, cells, nodes, of_cell, waiting=[node.key for node in open_nodes], say=say)

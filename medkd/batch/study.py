@@ -234,5 +234,9 @@ def _told(error: ValidationError, path: Path) -> str:
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"])
     known = StudyCohort.model_fields if name.startswith("cohorts.") else Study.model_fields
+    if first["type"].startswith("model_"):
+        if name:
+            return f'{path}: "{name}": write {{dataset: NAME}}, and root: FOLDER beside it where the cohort needs one'
+        return f"{path} must be a mapping with name, cohorts and what else is asked for; it is empty, or a list"
     hint = did_you_mean(str(first["loc"][-1]), known) if first["type"] == "extra_forbidden" else ""
     return f'{path}: "{name}": {first["msg"].removeprefix("Value error, ")}{hint}; known are {", ".join(known)}'

@@ -152,7 +152,8 @@ def _required(name: str, entry: Entry, root: str) -> str:
     """`root`, if it is given."""
     if not root:
         raise DataError(
-            f"{name} needs root, the folder with the files of {entry.title}; get them from {entry.source} and pass root"
+            f"{name} needs root, the folder with the files of {entry.title} ({entry.source}): "
+            f"`medkd data fetch {name}` gets them, or says how; then give --root FOLDER"
         )
     return root
 

@@ -20,7 +20,8 @@ from medkd.models.encoders import trunk
 from medkd.models.pretrained import IMAGENET
 from medkd.stages.context import Context
 from medkd.stages.distillation import METHOD_NAMES, DistillationParams
-from medkd.stages.paired import split_of, trained_network, width_of
+from medkd.stages.networks import trained_network
+from medkd.stages.paired import split_of, width_of
 from medkd.stages.pseudo_labelling import rows_by_id, task_of
 from medkd.stages.rare import build_encoder
 from medkd.stages.self_distillation import STUDENTS, SelfDistillationParams

@@ -23,19 +23,29 @@ def pick_device(name: str = "auto") -> torch.device:
     Raises:
         ParameterError: if the name is no device's, or that device is not in this machine.
     """
-    if name == "auto":  # of several processes each has a GPU of its own, which is its current one
+    device = named_device(name)
+    if device is None:  # of several processes each has a GPU of its own, which is its current one
         return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ParameterError(
-            f'device="{name}" is not a device; use "auto", "cpu", "cuda" or "cuda:<number>"'
-        ) from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ParameterError(
             f'device="{name}" was asked for, but torch sees {torch.cuda.device_count()} GPU(s) here; '
             'use device="auto" or "cpu", or install the CUDA build of torch'
         )
+    return device
+
+
+def named_device(name: str) -> torch.device | None:
+    """The device of this name, which need not be in this machine; None for "auto".
+
+    Raises:
+        ParameterError: if the name is no processor's or GPU's.
+    """
+    if name == "auto":
+        return None
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
         raise ParameterError(f'device="{name}" is not supported; use "auto", "cpu", "cuda" or "cuda:<number>"')
     return device

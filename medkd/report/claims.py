@@ -50,7 +50,8 @@ def claim_table(
     methods = [str(method) for method in pd.unique(predictions["method"])]
     if reference not in methods:
         raise ParameterError(
-            f'references names "{reference}", which is no method of the study; there are {"; ".join(methods)}'
+            f'references names "{reference}", which is no method of the study; there are {"; ".join(methods)}. Mend '
+            "the study file and run `medkd batch` again, which trains nothing that is finished"
         )
     pairs = [(method, reference) for method in methods if method != reference]
     against = differences(

@@ -50,7 +50,7 @@ def run_entry(
     failure: NotebookFailure | None = None
     try:
         run_notebook(
-            home() / "notebooks" / f"{entry.notebook}.ipynb",
+            _source(entry),
             output,
             entry.parameters,
             cell_timeout=cell_timeout,
@@ -103,19 +103,34 @@ def checked_name(name: str) -> str:
 
 
 def checked_cohort(entry: Entry) -> Cohort:
-    """The cohort of an entry, once its modalities and split file are found to be there.
+    """The cohort of an entry, once all that it names is found to be there: notebook, modalities, splits, networks.
+
+    The device may be another machine's, so of it only the name is looked at.
 
     Raises:
-        ParameterError, DataError: they are not.
+        ParameterError, DataError: it is not.
     """
     from medkd.data.folds import n_folds_of
+    from medkd.models.device import named_device
+    from medkd.models.encoders import trunk_width
+    from medkd.models.pretrained import weights_sha256
     from medkd.stages import stage_params
     from medkd.stages.context import cohort_for
+    from medkd.stages.paired import chosen_folds, width_of
 
     params = stage_params()[entry.notebook].checked(entry.parameters)
+    named_device(params.device)
     cohort = cohort_for(params)
-    if hasattr(params, "split_file"):
+    if hasattr(params, "encoder") and cohort.images:
+        trunk_width(params.encoder, width_of(params))
+    if getattr(params, "weights", ""):
+        weights_sha256(params.encoder, params.weights)
+    if hasattr(params, "folds"):
+        chosen_folds(cohort, params)
+    elif hasattr(params, "split_file"):
         n_folds_of(cohort, params.n_folds, params.split_file)
+    if not (source := _source(entry)).is_file():
+        raise DataError(f"no notebook {source}; run the command in the project's folder or set MEDKD_HOME to it")
     return cohort
 
 
@@ -123,7 +138,7 @@ def entry_key(entry: Entry, cohort: str) -> str:
     """Changes when the notebook, its parameters, the package's code or the cohort's content (`cohort`) change."""
     parameters = {name: value for name, value in entry.parameters.items() if name not in ("report", "root", "device")}
     digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode() + cohort.encode())
-    digest.update((home() / "notebooks" / f"{entry.notebook}.ipynb").read_bytes())
+    digest.update(_source(entry).read_bytes())
     digest.update(code_digest().encode())
     return digest.hexdigest()[:16]
 
@@ -135,6 +150,10 @@ def code_digest() -> str:
     for path in sorted(Path(medkd.__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _source(entry: Entry) -> Path:
+    return home() / "notebooks" / f"{entry.notebook}.ipynb"
 
 
 def _state_path(folder: Path, entry: Entry) -> Path:

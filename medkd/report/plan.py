@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from medkd.data.registry import chain_of
 from medkd.errors import ParameterError, did_you_mean
+from medkd.files import write_json
+from medkd.paths import reports_dir
 from medkd.stages import stage_params
 
 SHORT_NAMES = {
@@ -137,6 +140,30 @@ def plan(
             classes[stage].checked(parameters)  # a bad value is refused before any kernel starts
             entries.append(Entry(stage, dataset, parameters))
     return entries
+
+
+def stage_config(stage: str, dataset: str, **how: Any) -> Path:
+    """Write the parameters that a report gives to a stage, for `medkd train`.
+
+    Args:
+        stage: short name, or that of its notebook.
+        dataset: cohort name.
+        how: as of `plan`, but for the report.
+
+    Returns:
+        A JSON file under reports/interactive/.
+
+    Raises: as `plan`; ParameterError also if the cohort's chain has no such stage.
+    """
+    notebook = SHORT_NAMES.get(stage, stage)
+    entries = {entry.notebook: entry for entry in plan([dataset], report="interactive", **how)}
+    if notebook not in entries:
+        of_chain = ", ".join([short for short, name in SHORT_NAMES.items() if name in entries][1:-1])
+        raise ParameterError(f'{dataset} has no stage "{stage}" to train; the stages of its chain are {of_chain}')
+    path = reports_dir() / "interactive" / "train" / f"{entries[notebook].name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"parameters": entries[notebook].parameters})
+    return path
 
 
 def assign(overrides: Mapping[str, Any], stages: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from medkd.files import write_json
+from medkd.models.device import pick_device
 from medkd.paths import reports_dir
 from medkd.report.entry import alone, checked_cohort, checked_name, entry_key, read_state, run_entry
 from medkd.report.index import read_index, read_metrics, read_runs
@@ -58,6 +59,7 @@ def run_report(
         device=device,
         seed=seed,
     )
+    pick_device(device)
     cohorts = {entry.dataset: checked_cohort(entry) for entry in entries}
     folder = reports_dir() / checked_name(name)
     with alone(folder, f"report {name}"):

@@ -49,10 +49,11 @@ def share(name: str, target: Path) -> Path:
     clean = _Cleaner(manifest)
     entries = [entry for entry in read_index(folder) if entry["stage"] in stages]
     kept = [entry for entry in entries if not entry.get("photographs")]
+    notes = []
     if n_left_out := len(entries) - len(kept):
-        note = f"Figures that show photographs are left out of this copy of the report ({n_left_out})."
-    else:
-        note = ""
+        notes.append(f"Figures that show photographs are left out of this copy of the report ({n_left_out}).")
+    if open_ones := [each["name"] for each in manifest["notebooks"] if each["state"] != "finished"]:
+        notes.append(f"This report was not finished: {', '.join(open_ones)}.")
     target.parent.mkdir(parents=True, exist_ok=True)
     return build_page(
         folder,
@@ -62,7 +63,7 @@ def share(name: str, target: Path) -> Path:
         entries=clean(kept),
         notebooks=clean(manifest["notebooks"]),
         target=target,
-        note=note,
+        note=" ".join(notes),
     )
 
 

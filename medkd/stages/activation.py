@@ -23,7 +23,8 @@ from medkd.models.teacher import MultimodalTeacher, SingleModalityNet
 from medkd.stages import evaluation_paired, evaluation_rare
 from medkd.stages.context import Context
 from medkd.stages.evaluation import EvaluationParams
-from medkd.stages.paired import split_of, tensor_rows, trained_network, width_of
+from medkd.stages.networks import trained_network
+from medkd.stages.paired import split_of, tensor_rows, width_of
 from medkd.stages.pseudo_labelling import classify, drawn_task, rows_by_id, url_features
 from medkd.stages.rare import build_encoder, trained_encoder
 from medkd.stages.rare_baselines import baseline_network

@@ -15,18 +15,8 @@ from medkd.evaluation.predict import predict
 from medkd.files import write_table
 from medkd.seeds import generator_for
 from medkd.stages.context import Context
-from medkd.stages.paired import (
-    OptimiserParams,
-    build_network,
-    inputs_of,
-    prediction_task,
-    run_folds,
-    save_trained,
-    split_of,
-    tensor_rows,
-    train_network,
-    trained_network,
-)
+from medkd.stages.networks import build_network, save_trained, train_network, trained_network
+from medkd.stages.paired import OptimiserParams, inputs_of, prediction_task, run_folds, split_of, tensor_rows
 from medkd.stages.store import Run, Unit, load_or_make
 from medkd.stages.teacher import TeacherParams, given_teacher, teacher_run
 from medkd.training.baselines import BASELINES

@@ -11,15 +11,8 @@ from medkd.data.registry import chain_of
 from medkd.evaluation.predict import predict
 from medkd.stages.context import Context
 from medkd.stages.distillation import METHOD_NAMES, teacher_of, train_students
-from medkd.stages.paired import (
-    inputs_of,
-    prediction_table,
-    prediction_task,
-    run_folds,
-    split_of,
-    tensor_rows,
-    trained_network,
-)
+from medkd.stages.networks import trained_network
+from medkd.stages.paired import inputs_of, prediction_table, prediction_task, run_folds, split_of, tensor_rows
 from medkd.stages.store import Run
 from medkd.stages.teacher import network_name, train_teachers
 

@@ -1,8 +1,7 @@
-"""What the teacher-student stages share: parameters, folds, inputs, networks and their predictions."""
+"""What the teacher-student stages share: parameters, folds, what is predicted, inputs and tables of predictions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,29 +9,18 @@ import numpy as np
 import pandas as pd
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from medkd.data.cohort import Cohort
 from medkd.data.folds import Split, n_folds_of, split_rows
 from medkd.data.views import GMCD
-from medkd.errors import DataError, ParameterError
-from medkd.evaluation.predict import Prediction
-from medkd.files import digest_of, write_table, write_tensors
-from medkd.models.device import to_device
-from medkd.models.encoders import build_feature_encoder, build_vector_encoder, describe_weights
-from medkd.models.fusion import FUSIONS
-from medkd.models.teacher import MultimodalTeacher, SingleModalityNet
-from medkd.seeds import seed_for
+from medkd.errors import ParameterError
+from medkd.files import digest_of
 from medkd.stages.context import Context
 from medkd.stages.params import FILES, StageParams, shared, unkeyed
-from medkd.stages.store import Run
-from medkd.training.frozen import FrozenModality, frozen_features, frozen_head, trunk_width
+from medkd.training.frozen import FrozenModality, frozen_features
 from medkd.training.inputs import Modality, modality
-from medkd.training.loop import Step, fit, linear_decay
 from medkd.training.tasks import Classification, Survival, Task
-
-DIM = 128
-"""Length of every branch's feature, as in the paper."""
 
 
 class PairedParams(StageParams):
@@ -52,7 +40,9 @@ class PairedParams(StageParams):
     frozen_views: int = shared(8, "augmented views of each image whose features are kept when frozen", ge=0)
     frozen_dropout: float = shared(0.5, "dropout on the features of a frozen encoder", ge=0, lt=1)
     balanced: bool = shared(False, "weigh classes by their inverse frequency in the supervised loss")
-    precision: str = shared("auto", '"auto": bfloat16 where the device has it natively; "float32" switches it off')
+    precision: Literal["auto", "bfloat16", "float32"] = shared(
+        "auto", '"auto": bfloat16 where the device has it natively; "float32" switches it off'
+    )
 
     @property
     def select(self) -> str:
@@ -82,8 +72,19 @@ class OptimiserParams(PairedParams):
 
 def run_folds(context: Context) -> range:
     """The folds to run."""
-    params = context.params
-    return range(min(params.folds, n_folds_of(context.cohort, params.n_folds, params.split_file)))
+    return chosen_folds(context.cohort, context.params)
+
+
+def chosen_folds(cohort: Cohort, params: PairedParams) -> range:
+    """The folds to run on a cohort; fewer than asked for where published splits are fewer than `n_folds`.
+
+    Raises:
+        ParameterError: if more are asked for than there can be.
+    """
+    n_folds = n_folds_of(cohort, params.n_folds, params.split_file)
+    if params.folds > max(n_folds, params.n_folds):
+        raise ParameterError(f"folds = {params.folds} are more than there are ({n_folds}); set n_folds too, or fewer")
+    return range(min(params.folds, n_folds))
 
 
 def kinds_of(cohort: Cohort) -> tuple[str, ...]:
@@ -135,79 +136,6 @@ def inputs_of(context: Context, split: Split) -> list[Modality]:
     ]
 
 
-def build_network(context: Context, kind: str, *purpose: object) -> nn.Module:
-    """A freshly initialised network on the device; the same `purpose` gives the same weights.
-
-    Args:
-        context: cohort and parameters.
-        kind: "both" for the multi-modal teacher, "main" or "second" for a network on that modality.
-        purpose: what the weights are seeded for, besides the stage's seed.
-    """
-    cohort, params = context.cohort, context.params
-    n_outputs = len(cohort.classes) if params.task == "classification" else Survival.n_outputs
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_for(params.seed, "weights", *purpose))
-        if kind == "both":
-            network = MultimodalTeacher(
-                _encoder(cohort, cohort.main, params),
-                _encoder(cohort, cohort.second, params),
-                FUSIONS[params.fusion](DIM, DIM, DIM),
-                DIM,
-                n_outputs,
-            )
-        else:
-            network = SingleModalityNet(_encoder(cohort, getattr(cohort, kind), params), DIM, n_outputs)
-    return to_device(network, context.device)
-
-
-def trained_network(context: Context, run: Run, kind: str) -> nn.Module:
-    """The network of a finished run, in eval mode.
-
-    Raises:
-        DataError: if its weights do not fit the modalities and classes of the context.
-    """
-    network = build_network(context, kind)
-    try:
-        network.load_state_dict(run.tensors("model"))
-    except RuntimeError as error:
-        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise DataError(
-            f"the weights of run {run.key} do not fit a network on {context.cohort.name} "
-            f"({context.cohort.main or 'no image'}, {context.cohort.second}): {first}; "
-            "use the cohort, modalities, encoder and fusion that it was trained with"
-        ) from None
-    return network.eval()
-
-
-def train_network(
-    context: Context,
-    step: Step,
-    learned: Iterable[nn.Parameter],
-    rows: Tensor,
-    task: Task,
-    folder: Path,
-    title: str,
-    *purpose: object,
-    betas: tuple[float, float],
-) -> pd.DataFrame:
-    """`medkd.training.loop.fit` with the stage's settings and Adam on `learned`; `purpose` seeds order and views."""
-    params = context.params
-    optimizer = torch.optim.Adam(learned, lr=params.lr, betas=betas, weight_decay=params.weight_decay, fused=True)
-    return fit(
-        step,
-        rows,
-        optimizer,
-        epochs=params.epochs,
-        batch_size=params.batch_size,
-        schedule=linear_decay,
-        seed=seed_for(params.seed, *purpose),
-        folder=folder,
-        title=title,
-        select=task.select if params.keep == "best" else "",
-        ids=context.cohort.table["id"],
-    )
-
-
 def prediction_table(
     cohort: Cohort, rows: np.ndarray, predicted: np.ndarray, task: str = "classification"
 ) -> pd.DataFrame:
@@ -220,54 +148,9 @@ def prediction_table(
     return pd.concat([table[["id", "roi", "patient", "label"]], pd.DataFrame(columns)], axis=1)
 
 
-def save_trained(
-    folder: Path, context: Context, split: Split, network: nn.Module, history: pd.DataFrame, found: Prediction
-) -> dict[str, Any]:
-    """Write history, weights, and predictions and features of the validation split; returns the run's metrics.
-
-    Args:
-        folder: the unit's folder.
-        context: whose cohort `split` counts.
-        split: of the fold.
-        network: with the weights that were kept.
-        history: of `medkd.training.loop.fit`, with validation numbers.
-        found: of the validation rows.
-    """
-    params, cohort = context.params, context.cohort
-    write_table(folder / "history.csv", history)
-    write_table(folder / "validation.csv", prediction_table(cohort, split.val, found.probabilities, params.task))
-    write_tensors(folder / "features.safetensors", {"validation": torch.from_numpy(found.features)})
-    write_tensors(folder / "model.safetensors", network.state_dict())
-    validation = [name for name in history if name.startswith("val_")]
-    kept = history.iloc[-1] if params.keep == "last" else history.loc[history[params.select].idxmax()]
-    return {
-        "epoch": int(kept["epoch"]),
-        **{name: float(kept[name]) for name in validation},
-        "n_train": len(split.train),
-        "n_parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "image_weights": image_weights(context),
-    }
-
-
-def image_weights(context: Context) -> str:
-    """What the image encoders start from, for tables; "" where no modality is an image."""
-    params, cohort = context.params, context.cohort
-    if not any(name in cohort.images for name in (cohort.main, cohort.second)):
-        return ""
-    return describe_weights(params.encoder, params.weights) + (", frozen" if params.frozen else "")
-
-
 def tensor_rows(rows: np.ndarray) -> Tensor:
     """Row numbers as a tensor."""
     return torch.from_numpy(np.ascontiguousarray(rows, dtype=np.int64))
-
-
-def _encoder(cohort: Cohort, name: str, params: Any) -> nn.Module:
-    if name in cohort.vectors:
-        return build_vector_encoder(cohort.vectors[name].values.shape[1], dim=DIM)
-    if params.frozen:
-        return frozen_head(trunk_width(params.encoder, width_of(params)), dim=DIM, dropout=params.frozen_dropout)
-    return build_feature_encoder(params.encoder, dim=DIM, width=width_of(params), weights=params.weights)
 
 
 def _frozen_modality(context: Context, name: str) -> FrozenModality:

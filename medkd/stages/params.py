@@ -83,7 +83,9 @@ class StageParams(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "parameters"
-            raise ParameterError(f"{cls.stage}: {where} = {first['input']!r} is not allowed: {first['msg']}") from None
+            hint = ', in JSON with double quotes, such as ["ce", "gmcd"]' if first["type"] == "list_type" else ""
+            told = f"{cls.stage}: {where} = {first['input']!r} is not allowed: {first['msg']}{hint}"
+            raise ParameterError(told) from None
         for name in cls.upstream:
             params.of(name)  # a wrong upstream parameter fails here, not after an hour of training
         return params

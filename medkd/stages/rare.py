@@ -43,7 +43,9 @@ class RareParams(StageParams):
         "resnet12", 'image encoder: "resnet12", "conv4", or any classification model of torchvision or timm'
     )
     width: float = shared(0.25, "channels of resnet12 or conv4 relative to the published network", gt=0)
-    precision: str = shared("auto", '"auto": bfloat16 where the device has it natively; "float32" switches it off')
+    precision: Literal["auto", "bfloat16", "float32"] = shared(
+        "auto", '"auto": bfloat16 where the device has it natively; "float32" switches it off'
+    )
 
 
 class ContrastParams(RareParams):

@@ -13,18 +13,8 @@ from medkd.errors import DataError
 from medkd.evaluation.predict import predict
 from medkd.files import write_table
 from medkd.stages.context import Context
-from medkd.stages.paired import (
-    OptimiserParams,
-    build_network,
-    inputs_of,
-    kinds_of,
-    prediction_task,
-    run_folds,
-    save_trained,
-    split_of,
-    tensor_rows,
-    train_network,
-)
+from medkd.stages.networks import build_network, save_trained, train_network
+from medkd.stages.paired import OptimiserParams, inputs_of, kinds_of, prediction_task, run_folds, split_of, tensor_rows
 from medkd.stages.params import FILES
 from medkd.stages.store import Run, Unit, finished_runs, load_or_make
 from medkd.training.supervised import SupervisedStep

@@ -79,6 +79,7 @@ def test_notebooks_that_are_the_same_in_several_cells_are_run_once(tmp_path):
         ({"grid": {"dataset": ["phantom-glioma"]}}, '"dataset" is the same for all stages of a report'),
         ({"name": "../up"}, '"name": "../up" cannot be the name of a report'),
         ({"name": None}, '"name": Field required'),
+        ({"cohorts": ["phantom-glioma"]}, r'"cohorts\.0": write \{dataset: NAME\}, and root: FOLDER'),
         ({"grid": {"tempreature": [1]}}, 'unknown parameter "tempreature"; did you mean "temperature"'),
         ({"grid": {"distillation.lr": [-1]}}, "lr"),
         ({"cohorts": [{"dataset": "phantom-gliom"}]}, 'did you mean "phantom-glioma"'),

@@ -35,7 +35,8 @@ from medkd.stages import (
     train_teachers,
 )
 from medkd.stages.context import Context, cohort_of
-from medkd.stages.paired import inputs_of, split_of, tensor_rows, trained_network
+from medkd.stages.networks import trained_network
+from medkd.stages.paired import inputs_of, split_of, tensor_rows
 from medkd.stages.store import Run, Unit, load_or_make
 
 pytest.importorskip("onnxruntime", reason="medkd[export]")

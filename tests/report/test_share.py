@@ -95,6 +95,14 @@ def test_what_did_not_run_with_these_parameters_is_not_given_away(report, tmp_pa
     assert "Results." not in share("isic2018", tmp_path / "given.html").read_text(encoding="utf-8")
 
 
+def test_a_report_that_was_not_finished_says_so(report, tmp_path):
+    manifest = json.loads((report / "manifest.json").read_text())
+    manifest["notebooks"][0]["state"] = "failed"
+    write_json(report / "manifest.json", manifest)
+    page = share("isic2018", tmp_path / "given.html").read_text(encoding="utf-8")
+    assert f"This report was not finished: {STAGE}." in page
+
+
 def test_the_report_itself_keeps_its_page(report, tmp_path):
     (report / "index.html").write_text("as it was")
     share("isic2018", tmp_path / "copy.html")

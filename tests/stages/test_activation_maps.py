@@ -11,7 +11,8 @@ from medkd.models.encoders import build_image_encoder
 from medkd.stages import EvaluationParams, evaluation_paired, evaluation_rare
 from medkd.stages.activation import ActivationMaps
 from medkd.stages.context import Context
-from medkd.stages.paired import inputs_of, split_of, tensor_rows, trained_network
+from medkd.stages.networks import trained_network
+from medkd.stages.paired import inputs_of, split_of, tensor_rows
 from medkd.stages.pseudo_labelling import rows_by_id
 
 pytestmark = pytest.mark.slow

@@ -14,7 +14,8 @@ from medkd.models.encoders import build_image_encoder
 from medkd.stages import DistillationParams, EvaluationParams, TeacherParams, evaluate, train_students, train_teachers
 from medkd.stages.context import Context, cohort_of
 from medkd.stages.distillation import ABLATIONS
-from medkd.stages.paired import split_of, trained_network
+from medkd.stages.networks import trained_network
+from medkd.stages.paired import split_of
 from medkd.stages.store import finished_runs, with_upstream
 
 pytestmark = pytest.mark.slow

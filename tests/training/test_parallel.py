@@ -19,6 +19,7 @@ from medkd.losses.contrast_sampler import ContrastSampler
 from medkd.losses.memory import ContrastiveDistillation
 from medkd.losses.modulation import GradientModulation
 from medkd.models.momentum import MoCo
+from medkd.report.plan import plan
 from medkd.training.loop import Step, fit, linear_decay
 from medkd.training.stop import Stopped, request_stop
 
@@ -211,6 +212,35 @@ def test_mistakes_end_with_status_2(tmp_path, stage, content, message):
 
     with pytest.raises(MedkdError, match=message):
         list(run_stage(stage, path))
+
+
+def test_a_stage_is_trained_with_the_settings_of_a_report(project, monkeypatch):
+    """What runs is a process of its own; what it is given are the parameters that the notebook would get."""
+    started = []
+    monkeypatch.setattr(os, "execv", lambda _, line: started.append(line))
+    given = ["--dataset", "phantom-rare-skin", "-p", "moco.epochs=3", "--seed", "4"]
+    done = CliRunner().invoke(app, ["train", "moco", *given])
+    assert done.exit_code == 0, done.output
+    *_, stage, config = started[0]
+    (entry,) = (
+        entry
+        for entry in plan(["phantom-rare-skin"], report="interactive", overrides={"moco.epochs": 3}, seed=4)
+        if entry.notebook == "04_moco_url"
+    )
+    assert stage == "moco" and json.loads(Path(config).read_text())["parameters"] == entry.parameters
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["moco"], "give either --dataset, as to medkd report, or --config FILE"),
+        (["moco", "--dataset", "phantom-glioma"], "the stages of its chain are teacher, distillation"),
+        (["moko", "--dataset", "phantom-rare-skin"], "are moco, pseudo_labels, self_distillation"),
+    ],
+)
+def test_what_cannot_be_trained_ends_with_status_2(project, arguments, message):
+    failed = CliRunner().invoke(app, ["train", *arguments])
+    assert failed.exit_code == 2 and message in failed.stderr
 
 
 def test_more_machines_need_an_address(tmp_path):
