@@ -50,7 +50,7 @@ def run_entry(
     failure: NotebookFailure | None = None
     try:
         run_notebook(
-            _source(entry),
+            source_of(entry),
             output,
             entry.parameters,
             cell_timeout=cell_timeout,
@@ -103,7 +103,7 @@ def checked_name(name: str) -> str:
 
 
 def checked_cohort(entry: Entry) -> Cohort:
-    """The cohort of an entry, once all that it names is found to be there: notebook, modalities, splits, networks.
+    """The cohort of an entry, once all that it names is found to be there: modalities, splits, networks.
 
     The device may be another machine's, so of it only the name is looked at.
 
@@ -129,8 +129,6 @@ def checked_cohort(entry: Entry) -> Cohort:
         chosen_folds(cohort, params)
     elif hasattr(params, "split_file"):
         n_folds_of(cohort, params.n_folds, params.split_file)
-    if not (source := _source(entry)).is_file():
-        raise DataError(f"no notebook {source}; run the command in the project's folder or set MEDKD_HOME to it")
     return cohort
 
 
@@ -138,7 +136,7 @@ def entry_key(entry: Entry, cohort: str) -> str:
     """Changes when the notebook, its parameters, the package's code or the cohort's content (`cohort`) change."""
     parameters = {name: value for name, value in entry.parameters.items() if name not in ("report", "root", "device")}
     digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode() + cohort.encode())
-    digest.update(_source(entry).read_bytes())
+    digest.update(source_of(entry).read_bytes())
     digest.update(code_digest().encode())
     return digest.hexdigest()[:16]
 
@@ -152,8 +150,16 @@ def code_digest() -> str:
     return digest.hexdigest()[:16]
 
 
-def _source(entry: Entry) -> Path:
-    return home() / "notebooks" / f"{entry.notebook}.ipynb"
+def source_of(entry: Entry) -> Path:
+    """The notebook of an entry.
+
+    Raises:
+        DataError: it is not there.
+    """
+    source = home() / "notebooks" / f"{entry.notebook}.ipynb"
+    if not source.is_file():
+        raise DataError(f"no notebook {source}; run the command in the project's folder or set MEDKD_HOME to it")
+    return source
 
 
 def _state_path(folder: Path, entry: Entry) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 from medkd.files import write_json
 from medkd.models.device import pick_device
 from medkd.paths import reports_dir
-from medkd.report.entry import alone, checked_cohort, checked_name, entry_key, read_state, run_entry
+from medkd.report.entry import alone, checked_cohort, checked_name, entry_key, read_state, run_entry, source_of
 from medkd.report.index import read_index, read_metrics, read_runs
 from medkd.report.notebooks import NotebookFailure
 from medkd.report.page import build_page, versions
@@ -61,6 +61,8 @@ def run_report(
     )
     pick_device(device)
     cohorts = {entry.dataset: checked_cohort(entry) for entry in entries}
+    for entry in entries:
+        source_of(entry)
     folder = reports_dir() / checked_name(name)
     with alone(folder, f"report {name}"):
         return _run(folder, entries, cohorts, seed, cell_timeout, say)
