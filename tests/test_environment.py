@@ -42,4 +42,4 @@ def test_citation_file_names_this_version_and_licence():
     assert [cited[name] for name in ("title", "version", "license", "abstract")] == [
         project[name] for name in ("name", "version", "license", "description")
     ]
-    assert len(cited["references"]) == 3
+    assert len(cited["references"]) == 4
