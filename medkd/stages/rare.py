@@ -21,6 +21,7 @@ from medkd.files import write_table, write_tensors
 from medkd.models.device import to_device
 from medkd.models.encoders import build_image_encoder
 from medkd.models.momentum import MoCo
+from medkd.models.simclr import SimCLR
 from medkd.seeds import generator_for, seed_for
 from medkd.stages.context import Context
 from medkd.stages.paired import tensor_rows, width_of
@@ -28,7 +29,6 @@ from medkd.stages.params import StageParams, shared
 from medkd.stages.store import Run
 from medkd.training.inputs import ImageModality
 from medkd.training.loop import SCHEDULES, Schedule, Step, fit
-from medkd.training.simclr import SimCLR
 
 DIM = 128
 """Length of the encoder's output, which is contrasted after normalisation and classified without."""

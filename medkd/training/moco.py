@@ -12,9 +12,9 @@ from medkd.evaluation.predict import encode
 from medkd.losses.contrastive import alignment, uniformity
 from medkd.models.device import autocast
 from medkd.models.momentum import MoCo
+from medkd.models.simclr import SimCLR
 from medkd.training.inputs import ImageModality
 from medkd.training.loop import Step
-from medkd.training.simclr import SimCLR
 
 
 class MocoStep(Step):

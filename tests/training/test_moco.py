@@ -10,10 +10,10 @@ from torch import nn
 from medkd.data.views import HYBRID
 from medkd.models.momentum import MoCo
 from medkd.models.resnet12 import ResNet12
+from medkd.models.simclr import SimCLR
 from medkd.training.inputs import ImageModality
 from medkd.training.loop import cosine_decay, fit
 from medkd.training.moco import MocoStep
-from medkd.training.simclr import SimCLR
 
 CPU = torch.device("cpu")
 SIZE, DIM, QUEUE = 16, 16, 60
