@@ -13,6 +13,7 @@ from torch import Tensor
 
 from medkd.data.cohort import Cohort
 from medkd.data.folds import Split, n_folds_of, split_rows
+from medkd.data.published_splits import published_splits
 from medkd.data.views import GMCD
 from medkd.errors import ParameterError
 from medkd.files import digest_of
@@ -76,13 +77,13 @@ def run_folds(context: Context) -> range:
 
 
 def chosen_folds(cohort: Cohort, params: PairedParams) -> range:
-    """The folds to run on a cohort; fewer than asked for where published splits are fewer than `n_folds`.
+    """The folds to run on a cohort; fewer than asked for where fewer splits are published.
 
     Raises:
-        ParameterError: if more are asked for than there can be.
+        ParameterError: if more of our own folds are asked for than there are.
     """
     n_folds = n_folds_of(cohort, params.n_folds, params.split_file)
-    if params.folds > max(n_folds, params.n_folds):
+    if params.folds > params.n_folds and published_splits(cohort, params.split_file) is None:
         raise ParameterError(f"folds = {params.folds} are more than there are ({n_folds}); set n_folds too, or fewer")
     return range(min(params.folds, n_folds))
 
