@@ -41,7 +41,7 @@ def made(stage, write=lambda folder: None, upstream=()):
 
 
 def test_splits_are_those_of_the_folds_with_hashed_ids(cohort, project):
-    params = stage_params()["07_evaluation"].checked({"folds": 5, "n_folds": 3, "seed": 4})
+    params = stage_params()["07_evaluation"].checked({"folds": 3, "n_folds": 3, "seed": 4})
     found = dict(split_tables(cohort, params, made("07_evaluation")))
     assert list(found) == ["fold0", "fold1", "fold2"]
     test = found["fold1"][found["fold1"]["part"] == "test"]

@@ -133,7 +133,7 @@ def test_index_says_what_draws_the_figure(out):
 
 def test_what_cannot_be_drawn_is_named(out):
     with pytest.raises(
-        ParameterError, match='"pie" is no figure of medkd.report.paper; known are learning curves, roc'
+        ParameterError, match='"pie" is no figure of medkd.report.figures_paper; known are learning curves, roc'
     ):
         out.drawn("pie", table_of("roc"), "pie", "Pie.")
     with pytest.raises(DataError, match="bars.csv lacks the column 'low'"):
