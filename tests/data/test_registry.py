@@ -51,7 +51,7 @@ def test_an_unknown_name_tells_the_nearest():
 
 
 def test_real_cohorts_need_a_root_and_phantoms_refuse_one(phantoms, tmp_path):
-    with pytest.raises(DataError, match="milk10k needs root, .* get them from https://"):
+    with pytest.raises(DataError, match="milk10k needs root, .*`medkd data fetch milk10k` gets them"):
         registry.load_cohort("milk10k")
     with pytest.raises(DataError, match="phantom-glioma is simulated and reads no files"):
         registry.load_cohort("phantom-glioma", str(tmp_path))
