@@ -279,7 +279,7 @@ def test_prepare_shows_asks_and_writes(pairs, project):
     assert refused.exit_code == 0 and "24 rows" in refused.output and "edit" in refused.output
     assert not read_schema(pairs).confirmed
     agreed = runner.invoke(app, ["data", "prepare", "own", "--root", str(pairs), "--size", "16"], input="y\n")
-    assert agreed.exit_code == 0 and "second_image at 8 px: 24 images" in agreed.output
+    assert agreed.exit_code == 0 and "second_image at 16 px: 24 images" in agreed.output
     assert read_schema(pairs).confirmed
 
 
