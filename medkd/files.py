@@ -127,3 +127,14 @@ def unwritable(folder: Path, error: OSError) -> DataError:
         f"{folder} cannot be written to ({error.strerror}); give it write permission, or set MEDKD_HOME to a folder "
         "that has it"
     )
+
+
+def existing_notebook(source: Path) -> Path:
+    """The notebook, if it is there.
+
+    Raises:
+        DataError: it is not.
+    """
+    if not source.is_file():
+        raise DataError(f"no notebook {source}; run the command in the project's folder or set MEDKD_HOME to it")
+    return source

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from functools import cache
 from importlib import util
 from pathlib import Path
 
@@ -114,6 +115,7 @@ def trunk(name: str, weights: str | Path = "", *, width: float = 1.0) -> tuple[n
     return nn.Sequential(CentredImages(), model), dim
 
 
+@cache
 def trunk_width(name: str, width: float = 1.0) -> int:
     """Length d of the features that `trunk` gives; takes no memory. Errors as in `build_image_encoder`."""
     with torch.device("meta"):

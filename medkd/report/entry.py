@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import medkd
 from medkd.errors import DataError, ParameterError
-from medkd.files import PLAIN_NAME, locked, unwritable, write_json
+from medkd.files import PLAIN_NAME, existing_notebook, locked, unwritable, write_json
 from medkd.paths import home
 from medkd.report.index import forget
 
@@ -156,10 +156,7 @@ def source_of(entry: Entry) -> Path:
     Raises:
         DataError: it is not there.
     """
-    source = home() / "notebooks" / f"{entry.notebook}.ipynb"
-    if not source.is_file():
-        raise DataError(f"no notebook {source}; run the command in the project's folder or set MEDKD_HOME to it")
-    return source
+    return existing_notebook(home() / "notebooks" / f"{entry.notebook}.ipynb")
 
 
 def _state_path(folder: Path, entry: Entry) -> Path:

@@ -22,8 +22,8 @@ from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from medkd.errors import DataError, ParameterError, did_you_mean
-from medkd.files import unwritable, write_atomically
+from medkd.errors import ParameterError, did_you_mean
+from medkd.files import existing_notebook, unwritable, write_atomically
 from medkd.report.failures import (
     INJECTED_TAG,
     MARKER_TAG,
@@ -137,9 +137,7 @@ def _stripped(notebook: NotebookNode) -> NotebookNode:
 
 
 def _check_parameters(source: Path, parameters: Mapping[str, Any]) -> None:
-    if not source.is_file():
-        raise DataError(f"no notebook {source}; run the command in the project's folder or set MEDKD_HOME to it")
-    known = papermill.inspect_notebook(source)
+    known = papermill.inspect_notebook(existing_notebook(source))
     for name in parameters:
         if name not in known:
             hint = did_you_mean(name, known, ".")

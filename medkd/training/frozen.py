@@ -180,9 +180,8 @@ def _views(
     """View `number` of all images by batch, float in [0, 1]; number 0 is the unchanged image."""
     n, size = images.shape[:2]
     if number:
-        draw = augment.draw(
-            n, size, generator_for(seed, "frozen view", number)
-        )  # of all images at once: the batch size must not matter
+        # of all images at once: the batch size must not matter
+        draw = augment.draw(n, size, generator_for(seed, "frozen view", number))
     for start in range(0, n, batch_size):
         rows = slice(start, start + batch_size)
         batch = torch.from_numpy(np.array(images[rows])).to(device)
