@@ -13,7 +13,6 @@ from medkd.cli_batch import batch, train
 from medkd.cli_data import Assignments, Device, Preset, Root, Seed, assigned, data_app, fail, told
 from medkd.cli_export import bundle, export, predict
 from medkd.cli_runs import runs_app
-from medkd.errors import MedkdError
 
 app = typer.Typer(
     help="Knowledge distillation and rare-disease learning in medical imaging, driven from notebooks.",
@@ -56,7 +55,7 @@ def report(
     """
     from medkd.report.notebooks import NotebookFailure
 
-    try:
+    with told(interrupted="interrupted; finished stages are kept, and the same command goes on from there"):
         if study:
             from medkd.report.study import build_study_report
 
@@ -67,24 +66,20 @@ def report(
         from medkd.report.plan import default_cohorts
         from medkd.report.run import run_report
 
-        page = run_report(
-            [dataset] if dataset else default_cohorts(preset),
-            root=os.path.abspath(root) if root else "",
-            name=name or (dataset if preset == "quick" and dataset else "-".join(filter(None, (dataset, preset)))),
-            preset=preset,
-            overrides=assigned(p),
-            device=device,
-            seed=seed,
-            cell_timeout=cell_timeout or None,
-            say=lambda line: print(line, flush=True),
-        )
-    except MedkdError as error:
-        fail(str(error), 2)
-    except NotebookFailure as error:
-        fail(f"{error}\nFinished stages are kept; the same command goes on from there.", error.exit_code)
-    except KeyboardInterrupt:
-        fail("interrupted; finished stages are kept, and the same command goes on from there", 130)
-    else:
+        try:
+            page = run_report(
+                [dataset] if dataset else default_cohorts(preset),
+                root=os.path.abspath(root) if root else "",
+                name=name or (dataset if preset == "quick" and dataset else "-".join(filter(None, (dataset, preset)))),
+                preset=preset,
+                overrides=assigned(p),
+                device=device,
+                seed=seed,
+                cell_timeout=cell_timeout or None,
+                say=lambda line: print(line, flush=True),
+            )
+        except NotebookFailure as error:
+            fail(f"{error}\nFinished stages are kept; the same command goes on from there.", error.exit_code)
         print(os.path.relpath(page))
 
 

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from medkd.cli_data import Assignments, Device, Preset, Root, Seed, assigned, fail, told
-from medkd.errors import MedkdError
 
 
 def train(
@@ -62,7 +61,7 @@ def batch(
     from medkd.batch.engine import SchedulerLost, is_finished, prepare, run_study
     from medkd.batch.study import Study
 
-    try:
+    with told(interrupted="interrupted; finished notebooks are kept, and the same command goes on from there"):
         asked = Study.read(Path(study))
         if dry_run:
             cells, nodes, of_cell = prepare(asked)
@@ -75,20 +74,17 @@ def batch(
                     print(f"  {nodes[key].entry.notebook:24} {state}{own}")
             print(f"{len(cells)} cells, {len(nodes)} notebooks: {len(done)} finished, {len(nodes) - len(done)} to run")
             return
-        unfinished = run_study(
-            asked,
-            scheduler=scheduler,
-            jobqueue=jobqueue,
-            workers=workers,
-            cell_timeout=cell_timeout or None,
-            say=lambda line: print(line, flush=True),
-        )
-    except SchedulerLost as error:
-        fail(str(error), 3)
-    except MedkdError as error:
-        fail(str(error), 2)
-    except KeyboardInterrupt:
-        fail("interrupted; finished notebooks are kept, and the same command goes on from there", 130)
+        try:
+            unfinished = run_study(
+                asked,
+                scheduler=scheduler,
+                jobqueue=jobqueue,
+                workers=workers,
+                cell_timeout=cell_timeout or None,
+                say=lambda line: print(line, flush=True),
+            )
+        except SchedulerLost as error:
+            fail(str(error), 3)
     if unfinished:
         fail(
             f"{len(unfinished)} cells did not finish: {', '.join(unfinished)}; reports/{asked.name}/study.json says "

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from medkd.cli_data import Yes, told
+from medkd.text import duration
 
 runs_app = typer.Typer(
     help="Look into the run store, and clear it up.", no_args_is_help=True, rich_markup_mode=None, add_completion=False
@@ -33,7 +34,7 @@ def runs_show(key: Annotated[str, typer.Argument(help="Key, or the first digits 
 
     with told():
         run = find_run(key)
-    print(f"{run.stage}/{run.key}, {run.seconds:.0f} s, cohort {run.cohort}")
+    print(f"{run.stage}/{run.key}, {duration(run.seconds)}, cohort {run.cohort}")
     for title, values in (("settings", run.config), ("metrics", run.metrics)):
         print(f"{title}:")
         for name, value in values.items():

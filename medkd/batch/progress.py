@@ -15,6 +15,7 @@ from medkd.errors import DataError
 from medkd.files import write_json
 from medkd.paths import reports_dir
 from medkd.report.entry import code_digest
+from medkd.text import duration
 
 OPEN = ("waiting", "running")
 SAY_EVERY = 300.0
@@ -78,7 +79,7 @@ class Board:
             self._at_work.discard(key)
             self.states[key] = dict(result)
             text = f"{self._where(key)}: {result['state']}"
-            text += f" in {result['seconds']:.0f} s" if result["state"] == "finished" else f" ({result['error']})"
+            text += f" in {duration(result['seconds'])}" if result["state"] == "finished" else f" ({result['error']})"
             self._show(text)
             self.save()
 
@@ -109,7 +110,7 @@ class Board:
         text = f"{counts['finished']} of {len(self.of_cell)} cells finished, {counts['running']} running"
         text += f", {counts['failed']} failed" if counts["failed"] else ""
         left = self.seconds_left()
-        return text + (f", about {_duration(left)} left" if left else "")
+        return text + (f", about {duration(left)} left" if left else "")
 
     def seconds_left(self) -> float:
         """Estimate from the notebooks that finished, by the median of the same one; 0 where one never finished yet."""
@@ -164,10 +165,3 @@ class Board:
         else:
             self._said = time.monotonic()
             self.say(f"{event}; {self.summary()}")
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

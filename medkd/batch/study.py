@@ -15,9 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from medkd.errors import DataError, ParameterError, did_you_mean
 from medkd.report.entry import checked_name, entry_key
-from medkd.report.plan import SHORT_NAMES, Entry, plan
-from medkd.stages import stage_params
+from medkd.report.plan import Entry, plan
+from medkd.stages import SHORT_NAMES, stage_params
 from medkd.stages.params import absolute_files
+from medkd.text import word
 from medkd.yaml_file import read_yaml
 
 LONGEST = 120
@@ -216,18 +217,12 @@ def _cell_name(dataset: str, parameters: Mapping[str, Any]) -> str:
     It ends in a checksum where a folder cannot tell it all.
     """
     shown = {name: value for name, value in parameters.items() if "name" not in parameters or name in ("name", "seed")}
-    told = "+".join([dataset, *(_word(value) if k == "name" else f"{k}={_word(value)}" for k, value in shown.items())])
+    told = "+".join([dataset, *(word(value) if k == "name" else f"{k}={word(value)}" for k, value in shown.items())])
     name = re.sub(r"[^A-Za-z0-9._=,+-]+", "-", told)[:LONGEST]
     if name == told:
         return name
     checksum = hashlib.sha256(json.dumps(parameters, sort_keys=True, default=str).encode()).hexdigest()[:8]
     return f"{name[: LONGEST - 9].strip('-')}~{checksum}"
-
-
-def _word(value: Any) -> str:
-    if isinstance(value, list):
-        return ",".join(_word(each) for each in value)
-    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _told(error: ValidationError, path: Path) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from medkd.deploy.runtime import ONNX, PROGRAM, RESEARCH_ONLY
 from medkd.evaluation.words import metric_words
+from medkd.text import with_interval
 
 GMCD = (
     "Xing, Chen, Hou, Yuan. Gradient modulated contrastive distillation of low-rank multi-modal knowledge for disease "
@@ -217,7 +218,7 @@ def _interval(row: Mapping[str, Any], name: str, prefix: str) -> str:
     value, low, high = row[name], row[f"{prefix}low"], row[f"{prefix}high"]
     if value is None:
         return "not known"
-    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} ({low:.3f} to {high:.3f})"
+    return f"{value:.3f}" if low is None or high is None else with_interval(value, low, high)
 
 
 def _table(rows: list[Mapping[str, Any]]) -> str:

@@ -14,6 +14,7 @@ from medkd.data.folds import n_folds_of, split_rows
 from medkd.data.views import Augment
 from medkd.evaluation.words import metric_words
 from medkd.stages.store import Run
+from medkd.text import with_interval
 
 
 def class_examples(
@@ -113,9 +114,9 @@ def method_comparison(summary: pd.DataFrame, differences: pd.DataFrame) -> pd.Da
         row = {"method": method}
         for metric in pd.unique(paired["metric"]):
             mine = summary[(summary["method"] == method) & (summary["metric"] == metric) & (summary["level"] == level)]
-            row[metric_words(metric)] = _with_interval(mine["value"], mine)
+            row[metric_words(metric)] = _cell(mine, "value", ".3f")
             gain = paired[(paired["method"] == method) & (paired["metric"] == metric)]
-            row[f"minus {base} ({metric_words(metric)})"] = _with_interval(gain["difference"], gain, signed=True)
+            row[f"minus {base} ({metric_words(metric)})"] = _cell(gain, "difference", "+.3f")
             row[f"wins ({metric_words(metric)})"] = (
                 f"{gain['wins'].iloc[0]} of {gain['n_parts'].iloc[0]}" if len(gain) else ""
             )
@@ -123,14 +124,9 @@ def method_comparison(summary: pd.DataFrame, differences: pd.DataFrame) -> pd.Da
     return pd.DataFrame(rows)
 
 
-def _with_interval(value: pd.Series, row: pd.DataFrame, *, signed: bool = False) -> str:
-    """'value (low to high)' of the one row, "" of none."""
-    sign = "+" if signed else ""
-    return (
-        ""
-        if row.empty
-        else (f"{value.iloc[0]:{sign}.3f} ({row['low'].iloc[0]:{sign}.3f} to {row['high'].iloc[0]:{sign}.3f})")
-    )
+def _cell(rows: pd.DataFrame, column: str, form: str) -> str:
+    """The first row's number with its interval, "" of no row."""
+    return "" if rows.empty else with_interval(*rows.iloc[0][[column, "low", "high"]], form=form)
 
 
 def confusion_or_survival(
@@ -243,7 +239,7 @@ def headline(summary: pd.DataFrame, metrics: Sequence[str] = HEADLINE) -> pd.Dat
     """The summary as a wide table: one row a method (and setting), 'value (low to high)' for each of `metrics`."""
     level = summary["level"].iloc[-1]
     chosen = summary[(summary["level"] == level) & summary["metric"].isin(list(metrics))]
-    cells = chosen.assign(cell=[f"{row.value:.3f} ({row.low:.3f} to {row.high:.3f})" for row in chosen.itertuples()])
+    cells = chosen.assign(cell=[with_interval(row.value, row.low, row.high) for row in chosen.itertuples()])
     wide = cells.pivot_table(
         index=["setting", "method"], columns="metric", values="cell", aggfunc="first", sort=False
     ).reset_index()

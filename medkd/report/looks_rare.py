@@ -13,6 +13,7 @@ from medkd.evaluation.bootstrap import resample_weights
 from medkd.evaluation.probes import unit_rows
 from medkd.stages.pseudo_labelling import rows_by_id
 from medkd.stages.store import Run
+from medkd.text import with_interval
 
 JOURNAL = {
     "scratch": (
@@ -224,4 +225,4 @@ def _percent(row: pd.Series) -> str:
 
 
 def _points(row: pd.Series) -> str:
-    return f"{100 * row['difference']:+.1f} ({100 * row['low']:+.1f} to {100 * row['high']:+.1f})"
+    return with_interval(*(100 * row[name] for name in ("difference", "low", "high")), form="+.1f")

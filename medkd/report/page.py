@@ -25,6 +25,7 @@ import medkd
 from medkd.errors import DataError
 from medkd.evaluation.words import metric_words
 from medkd.files import write_atomically
+from medkd.text import duration, with_interval
 
 MAX_ROWS = 60
 """Rows of a table that the page shows; the csv beside it has all."""
@@ -80,7 +81,7 @@ def build_page(
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters |= {
         "href": quote,
-        "duration": _duration,
+        "duration": duration,
         "metric": metric_words,
         "words": lambda name: name.replace("_", " ").replace(".", " · "),
     }
@@ -200,7 +201,7 @@ def _with_intervals(header: list[str], rows: list[list[str]]) -> tuple[list[str]
     def cell(row: Mapping[str, str], name: str) -> str:
         if name not in bounds or not row[bounds[name][0]]:
             return row[name]
-        return f"{row[name]} ({row[bounds[name][0]]} to {row[bounds[name][1]]})"
+        return with_interval(row[name], *(row[bound] for bound in bounds[name]), form="")
 
     named = [dict(zip(header, row, strict=True)) for row in rows]
     new_header = [f"{name} (interval)" if name in bounds else name for name in kept]
@@ -254,14 +255,3 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else "" if value is None else str(value)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return (
-        f"{minutes // 60} h {minutes % 60} min"
-        if minutes >= 60
-        else f"{minutes} min {rest} s"
-        if minutes
-        else f"{seconds:.1f} s"
-    )

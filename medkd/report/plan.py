@@ -11,18 +11,7 @@ from medkd.data.registry import chain_of
 from medkd.errors import ParameterError, did_you_mean
 from medkd.files import write_json
 from medkd.paths import reports_dir
-from medkd.stages import stage_params
-
-SHORT_NAMES = {
-    "exploration": "01_data_exploration",
-    "teacher": "02_teacher_training",
-    "distillation": "03_distillation",
-    "moco": "04_moco_url",
-    "pseudo_labels": "05_pseudo_labelling",
-    "self_distillation": "06_self_distillation",
-    "evaluation": "07_evaluation",
-}
-"""Short name of a stage, as in `-p distillation.epochs=5` and in upstream fields, and its notebook."""
+from medkd.stages import SHORT_NAMES, stage_params
 
 CHAINS = {
     "teacher-student": ("01_data_exploration", "02_teacher_training", "03_distillation", "07_evaluation"),

@@ -9,6 +9,7 @@ import pandas as pd
 
 from medkd.evaluation.words import metric_words
 from medkd.stages.store import Run
+from medkd.text import with_interval
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def comparison_table(summary: pd.DataFrame, against_best: pd.DataFrame, best: st
         gap, mark = "", "best" if row.method == best else ""
         if row.method in gaps.index:
             found = gaps.loc[row.method]
-            gap = f"{found['difference']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})"
+            gap = with_interval(found["difference"], found["low"], found["high"], "+.3f")
             mark = "tie" if found["low"] <= 0 <= found["high"] else ""
         rows.append(
             {

@@ -16,6 +16,7 @@ from medkd.report.page import build_page, versions
 from medkd.report.plan import Entry, plan
 from medkd.stages import stage_params
 from medkd.stages.store import with_upstream
+from medkd.text import duration
 
 
 def run_report(
@@ -91,7 +92,7 @@ def _run(
         done.append(record)
         if failure is not None:
             break
-        say(f"{label}: finished in {record['seconds']:.0f} s")
+        say(f"{label}: finished in {duration(record['seconds'])}")
     page = _page(folder, entries, done, cohorts, seed)
     if failure is not None:
         raise failure

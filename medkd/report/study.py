@@ -24,6 +24,7 @@ from medkd.report.looks import risk_curves_by_method
 from medkd.report.page import build_page, versions
 from medkd.report.pooling import Evaluated, comparison_table, pooled_predictions
 from medkd.stages.store import Run, load_folder, with_upstream
+from medkd.text import word
 
 REPLICATES = ("seed",)
 """What is varied to see the spread; cells that differ in these alone are one condition."""
@@ -197,14 +198,14 @@ def _told_apart(runs: list[tuple[Run, str, str]]) -> list[tuple[Run, str, str]]:
         name: [
             setting
             for setting in dict.fromkeys(setting for same in parts.values() for run in same for setting in run.config)
-            if any(len({_word(run.config.get(setting)) for run in same}) > 1 for same in parts.values())
+            if any(len({word(run.config.get(setting)) for run in same}) > 1 for same in parts.values())
         ]
         for name, parts in alike.items()
     }
     told = []
     for run, label, part in runs:
         settings = differing[run.stage, label]
-        values = "; ".join(f"{setting}={_word(run.config.get(setting))}" for setting in settings)
+        values = "; ".join(f"{setting}={word(run.config.get(setting))}" for setting in settings)
         told.append((run, f"{label} [{values}]" if values else label, part))
     return told
 
@@ -240,14 +241,10 @@ def evaluation_of(folder: Path, cell: Mapping[str, Any]) -> Evaluated | None:
     if run is None:
         raise DataError(f"run {key} of cell {cell['name']} is gone from the run store; run `medkd batch` again")
     varied = {name: value for name, value in cell["parameters"].items() if name not in REPLICATES}
-    told = ", ".join(f"{name.rpartition('.')[2]}={_word(value)}" for name, value in varied.items())
+    told = ", ".join(f"{name.rpartition('.')[2]}={word(value)}" for name, value in varied.items())
     condition = cell.get("title") or told
     replicate = ",".join(str(cell["parameters"].get(name, "")) for name in REPLICATES)
     return Evaluated(cell["name"], condition, replicate, run)
-
-
-def _word(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _page(folder: Path, record: Mapping[str, Any], cohorts: Mapping[str, Cohort]) -> Path:
@@ -262,7 +259,7 @@ def _page(folder: Path, record: Mapping[str, Any], cohorts: Mapping[str, Cohort]
         for cell in record["cells"]
         for each in cell["notebooks"]
     ]
-    study = {name: _word(value) for name, value in record["study"].items() if name != "cohorts"}
+    study = {name: word(value) for name, value in record["study"].items() if name != "cohorts"}
     manifest = {
         "report": record["name"],
         "simulated": any(cohort.simulated for cohort in cohorts.values()),

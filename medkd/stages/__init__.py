@@ -8,6 +8,17 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+SHORT_NAMES = {
+    "exploration": "01_data_exploration",
+    "teacher": "02_teacher_training",
+    "distillation": "03_distillation",
+    "moco": "04_moco_url",
+    "pseudo_labels": "05_pseudo_labelling",
+    "self_distillation": "06_self_distillation",
+    "evaluation": "07_evaluation",
+}
+"""Short name of a stage, as in `-p distillation.epochs=5` and in upstream fields, and its notebook."""
+
 _HOME = {
     "ExplorationParams": "exploration",
     "TeacherParams": "teacher",

@@ -23,18 +23,16 @@ from medkd.models.teacher import MultimodalTeacher, SingleModalityNet
 from medkd.stages import evaluation_paired, evaluation_rare
 from medkd.stages.context import Context
 from medkd.stages.evaluation import EvaluationParams
+from medkd.stages.evaluation_rare import LABELLED_METHODS, URL_METHODS
 from medkd.stages.networks import trained_network
 from medkd.stages.paired import split_of, tensor_rows, width_of
 from medkd.stages.pseudo_labelling import classify, drawn_task, rows_by_id, url_features
 from medkd.stages.rare import build_encoder, trained_encoder
 from medkd.stages.rare_baselines import baseline_network
-from medkd.stages.self_distillation import METHODS, STUDENTS
+from medkd.stages.self_distillation import METHODS
 from medkd.stages.store import Run
 from medkd.training.inputs import ImageModality, Modality, modality
 
-STUDENT_OF = {variant.title: name for name, variant in STUDENTS.items()}
-URL_METHODS = tuple(METHODS[name] for name in ("moco_v1", "simclr", "moco_v2"))
-LABELLED_METHODS = tuple(METHODS[name] for name in ("srl_simple", "srl_distill"))
 Key = tuple[str, str, int]
 """Method, setting and part of the table of predictions."""
 
@@ -184,7 +182,7 @@ class ActivationMaps:
         for run, method, k_shot, task in sources:
             if method == evaluation_rare.REFERENCE and k_shot:
                 continue  # a labelling, which stands for its task
-            own = method in STUDENT_OF or method == METHODS["scratch"]
+            own = method in evaluation_rare.DIRECT and method != METHODS["oracle"]
             fitted = method in (*URL_METHODS, *LABELLED_METHODS) or method.endswith(evaluation_rare.REFIT)
             if not (own or (fitted and is_linear)):
                 self.left_out[method] = (

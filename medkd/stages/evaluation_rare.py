@@ -35,7 +35,12 @@ Source = tuple[Run, str, int, int]
 Features = dict[str, tuple[np.ndarray, np.ndarray]]
 Probabilities = dict[tuple[int, int], np.ndarray]
 
-SUPERVISED = {METHODS[name] for name in ("srl_simple", "srl_distill", "protonet")}
+URL_METHODS = tuple(METHODS[name] for name in ("moco_v1", "simclr", "moco_v2"))
+"""Methods on an encoder that learned from the common images without labels."""
+LABELLED_METHODS = tuple(METHODS[name] for name in ("srl_simple", "srl_distill"))
+"""Methods on one that learned to classify them."""
+SUPERVISED = (*LABELLED_METHODS, METHODS["protonet"])
+
 DIRECT = {variant.title for variant in STUDENTS.values() if not variant.features} | {
     METHODS["scratch"],
     METHODS["oracle"],
@@ -57,9 +62,9 @@ def sources_of(params: EvaluationParams) -> list[Source]:
     for name in METHODS:  # in the table's order, whatever the order of `methods`
         if name not in students.methods or name == "moco_v1":
             continue
-        if name in ("simclr", "moco_v2"):
+        if METHODS[name] in URL_METHODS:
             sources.append((pretrain(url_params(students, METHODS[name])), METHODS[name], 0, 0))
-        elif name in ("srl_simple", "srl_distill", "protonet"):
+        elif METHODS[name] in SUPERVISED:
             sources.append((representation(baselines, name), METHODS[name], 0, 0))
         elif name == "oracle":
             sources += [(run, METHODS[name], 0, 0) for run in oracle_runs(baselines)]

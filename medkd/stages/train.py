@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from medkd.errors import DataError, ParameterError, did_you_mean
-from medkd.stages import label, pretrain, self_distil, stage_params, train_students, train_teachers
+from medkd.stages import SHORT_NAMES, label, pretrain, self_distil, stage_params, train_students, train_teachers
 from medkd.stages.store import Run
+from medkd.text import duration
 
-RUNNERS = {
-    "teacher": ("02_teacher_training", train_teachers),
-    "distillation": ("03_distillation", train_students),
-    "moco": ("04_moco_url", pretrain),
-    "pseudo_labels": ("05_pseudo_labelling", label),
-    "self_distillation": ("06_self_distillation", self_distil),
+RUNNERS: dict[str, Callable[[Any], Any]] = {
+    "teacher": train_teachers,
+    "distillation": train_students,
+    "moco": pretrain,
+    "pseudo_labels": label,
+    "self_distillation": self_distil,
 }
-"""Short name of a stage -> its notebook, and the function that makes its runs."""
+"""Short name of a stage -> the function that makes its runs."""
 
 
 def run_stage(stage: str, config: Path) -> Iterator[str]:
@@ -33,16 +34,14 @@ def run_stage(stage: str, config: Path) -> Iterator[str]:
         ParameterError: the stage or a parameter is unknown or out of range.
         DataError: the file is missing or no JSON object.
     """
-    short = next((name for name, (notebook, _) in RUNNERS.items() if stage in (name, notebook)), "")
+    short = next((name for name in RUNNERS if stage in (name, SHORT_NAMES[name])), "")
     if not short:
         hint = did_you_mean(stage, RUNNERS, ";")
         raise ParameterError(f'there is no stage "{stage}" to train{hint} known are {", ".join(RUNNERS)}')
-    notebook, run = RUNNERS[short]
-    params = stage_params()[notebook].checked(_parameters(config))
-    made: Any = run(params)
+    made: Any = RUNNERS[short](stage_params()[SHORT_NAMES[short]].checked(_parameters(config)))
     for each in made.values() if isinstance(made, dict) else [made]:
         if isinstance(each, Run):
-            yield f"{each.stage}/{each.key}: {'made' if each.made else 'was there'}, {each.seconds:.0f} s"
+            yield f"{each.stage}/{each.key}: {'made' if each.made else 'was there'}, {duration(each.seconds)}"
 
 
 def _parameters(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from medkd.report.style import PAGE_WIDTH, PALETTE, use_style
+from medkd.text import duration
 from medkd.training.progress import Progress, listening
 from medkd.training.stop import forget_request, request_stop
 from medkd.widgets.place import is_interactive
@@ -137,9 +138,9 @@ def _where(progress: Progress) -> str:
     done = progress.epoch + progress.step / progress.n_steps
     text = f"epoch {min(progress.epoch + 1, progress.n_epochs)} of {progress.n_epochs}"
     if done >= progress.n_epochs:
-        return f"{text}, finished in {progress.seconds:.0f} s"
+        return f"{text}, finished in {duration(progress.seconds)}"
     text += f", step {progress.step} of {progress.n_steps}"
     if progress.epochs_here:
         left = progress.seconds / progress.epochs_here * (progress.n_epochs - done)
-        text += f", about {left:.0f} s left"
+        text += f", about {duration(left)} left"
     return text

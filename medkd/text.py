@@ -1,0 +1,26 @@
+"""Numbers and settings as people read them; imports nothing that takes time."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+def duration(seconds: float) -> str:
+    """A time in the two largest of its units: "42 s", "3 min 5 s", "1 h 20 min"."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def with_interval(value: Any, low: Any, high: Any, form: str = ".3f") -> str:
+    """A value and the interval around it: "0.812 (0.755 to 0.861)"; `form` formats each of the three."""
+    return f"{value:{form}} ({low:{form}} to {high:{form}})"
+
+
+def word(value: Any) -> str:
+    """A setting as a command line takes it: lists with commas, all else that is no text as JSON."""
+    if isinstance(value, (list, tuple)):
+        return ",".join(word(each) for each in value)
+    return value if isinstance(value, str) else json.dumps(value, default=str)

@@ -1,0 +1,38 @@
+"""Numbers and settings as people read them."""
+
+import numpy as np
+import pytest
+
+from medkd.text import duration, with_interval, word
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [
+        (0.2, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 0 s"),
+        (75, "1 min 15 s"),
+        (3599.9, "1 h 0 min"),
+        (5400, "1 h 30 min"),
+    ],
+)
+def test_a_time_has_the_two_largest_of_its_units(seconds, told):
+    assert duration(seconds) == told
+
+
+def test_an_interval_stands_in_brackets_behind_its_value():
+    assert with_interval(0.8124, 0.7, np.float64(0.9)) == "0.812 (0.700 to 0.900)"
+    assert with_interval(-1.25, -2.0, 0.5, "+.1f") == "-1.2 (-2.0 to +0.5)"
+    assert with_interval("0.8", "0.7", "0.9", "") == "0.8 (0.7 to 0.9)"
+
+
+def test_settings_read_as_a_command_line_takes_them():
+    assert [word(value) for value in ("hard", 3, True, None, ["ce", "kd"], [1, 0.5])] == [
+        "hard",
+        "3",
+        "true",
+        "null",
+        "ce,kd",
+        "1,0.5",
+    ]
