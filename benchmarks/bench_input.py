@@ -1,4 +1,4 @@
-"""1. Input: JPEG files of 600 x 450 px in, two augmented views a sample at 84 px out, batches of 64.
+"""1. Input: JPEG files of 600 x 450 px in, two augmented views per sample at 84 px out, batches of 64.
 
 Lightly draws its crops from the whole file, medkd from the 84 px image that it keeps: the same augmentation, but a
 small crop shows less detail. That is what decoding once costs, and why it is fast.
@@ -133,7 +133,7 @@ def one_by_one(augment: Augment, size: int) -> Callable[[torch.Tensor], torch.Te
 
 
 def lightly_loader(folder: Path, size: int, batch: int, *, persistent: bool) -> torch.utils.data.DataLoader:
-    """Lightly's MoCo v2 views of a folder, with one worker process a core."""
+    """Lightly's MoCo v2 views of a folder, with one worker process per core."""
     from lightly.data import LightlyDataset
     from lightly.transforms import MoCoV2Transform
 

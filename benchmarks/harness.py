@@ -147,7 +147,7 @@ def seed_everything() -> torch.Generator:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as text, one a line, aligned."""
+    """The rows as text, one per line, aligned."""
     head = ("item", "measured", "value", "quartiles", "target", "met", "medians")
     lines = [head] + [_cells(row) for row in rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head) - 1)]

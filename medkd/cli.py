@@ -45,7 +45,7 @@ def report(
     preset: Preset = "quick",
     device: Device = "auto",
     seed: Seed = 0,
-    cell_timeout: Annotated[int, typer.Option(min=0, help="Seconds a notebook cell may take; 0 for no limit.")] = 0,
+    cell_timeout: Annotated[int, typer.Option(min=0, help="Seconds per notebook cell may take; 0 for no limit.")] = 0,
 ) -> None:
     """Run the notebooks headless and build the report page.
 

@@ -21,7 +21,7 @@ def train(
     config: Annotated[
         str, typer.Option(help="In their place a JSON file: the notebook's parameters that differ from its defaults.")
     ] = "",
-    devices: Annotated[int, typer.Option(min=1, help="Processes on this machine, one a GPU where there are GPUs.")] = 1,
+    devices: Annotated[int, typer.Option(min=1, help="Processes on this machine, one per GPU where it has some.")] = 1,
     nodes: Annotated[int, typer.Option(min=1, help="Machines; the run store must lie on a disk they share.")] = 1,
     node: Annotated[int, typer.Option(min=0, help="Number of this machine, from 0.")] = 0,
     address: Annotated[str, typer.Option(help="HOST:PORT of machine 0, for more than one machine.")] = "",
@@ -51,7 +51,7 @@ def batch(
     workers: Annotated[int, typer.Option(min=0, help="Notebooks at once on this machine; 0: what fits.")] = 0,
     scheduler: Annotated[str, typer.Option(help="Dask scheduler of a cluster, such as tcp://host:8786.")] = "",
     jobqueue: Annotated[str, typer.Option(help="YAML for dask-jobqueue: cluster, jobs, arguments.")] = "",
-    cell_timeout: Annotated[int, typer.Option(min=0, help="Seconds a notebook cell may take; 0 for no limit.")] = 0,
+    cell_timeout: Annotated[int, typer.Option(min=0, help="Seconds per notebook cell may take; 0 for no limit.")] = 0,
 ) -> None:
     """Run a study: every combination of its parameters, each notebook once, several at a time.
 

@@ -34,7 +34,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture
 def lesion_cohort():
-    """A function: class -> images, the last two classes rare -> cohort without pictures, two images a lesion."""
+    """A function: class -> images, the last two classes rare -> cohort without pictures, two images per lesion."""
 
     def make(sizes):
         classes = tuple(sizes)

@@ -1,4 +1,4 @@
-"""Every stored number of the methods, one test a file; files of the same form with other numbers pass as well.
+"""Every stored number of the methods, one test per file; files of the same form with other numbers pass as well.
 
 MEDKD_ORACLES names another folder than tests/oracles.
 """

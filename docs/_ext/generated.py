@@ -51,7 +51,7 @@ def _notebook_pages(folder: Path) -> Iterable[Path]:
 
 NOTEBOOKS_PAGE = """# Notebooks
 
-The notebooks of the project, as `make report` executed them, one page a cohort. A notebook that has no executed
+The notebooks of the project, as `make report` executed them, one page per cohort. A notebook that has no executed
 copy, or whose copy is older than the notebook itself, is shown without outputs: run `make report`, then `make docs`.
 
 | notebook | asks | pages |

@@ -79,7 +79,7 @@ def run_study(
         scheduler: address of a Dask scheduler, such as "tcp://host:8786"; empty starts one here.
         jobqueue: YAML file with `cluster` (a class of dask-jobqueue), `jobs` and its `arguments`.
         workers: notebooks at once on this machine; 0 takes what cores, memory and GPUs allow.
-        cell_timeout: seconds a notebook cell may take; None for no limit.
+        cell_timeout: seconds per notebook cell may take; None for no limit.
         say: where lines for the reader go.
 
     Returns:
@@ -179,7 +179,7 @@ def _client(scheduler: str, jobqueue: str, workers: int, n_nodes: int) -> Iterat
 
 
 def _local_cluster(workers: int, n_nodes: int) -> Any:
-    """Worker processes on this machine: one a GPU, or as many as cores and memory allow, on localhost only."""
+    """Worker processes on this machine: one per GPU, or as many as cores and memory allow, on localhost only."""
     import dask
     from dask.system import CPU_COUNT  # that this process may use: fewer than the machine has in a job or container
     from distributed import LocalCluster

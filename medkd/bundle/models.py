@@ -33,11 +33,11 @@ def export_models(
     Args:
         evaluations: cell -> its run of stage 07.
         roots: cell -> folder of its cohort.
-        to: folder that gets one folder a network.
+        to: folder that gets one folder per network.
         say: where lines for the reader go.
 
     Returns:
-        One row a network: model (its folder), title, cell (the first that has it), parity_onnx and parity_torch_export
+        One row per network: model (its folder), title, cell (the first with it), parity_onnx and parity_torch_export
         (largest difference of a probability from PyTorch), and latency in ms by batch, the median of nine runs of
         onnxruntime.
     """

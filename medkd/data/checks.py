@@ -58,7 +58,7 @@ def check(
 
 
 def split_counts(cohort: Cohort, split: Split) -> pd.DataFrame:
-    """One row a class in label order: class, then samples and groups of each part of a split ("train samples", ...)."""
+    """One row per class in label order: class, then samples and groups of each part ("train samples", ...)."""
     table = pd.DataFrame({"class": cohort.classes})
     for part in ("train", "val", "test"):
         rows = cohort.table.iloc[getattr(split, part)]

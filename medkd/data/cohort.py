@@ -36,7 +36,7 @@ class ImageSource(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class VectorTable:
-    """A vector modality: one row of numbers a sample (mutations, copy number, encoded metadata).
+    """A vector modality: one row of numbers per sample (mutations, copy number, encoded metadata).
 
     Attributes:
         values: shape (n, d), float32; NaN where a value is missing (imputed from training rows, never here).
@@ -56,7 +56,7 @@ class Cohort:
         title: how figures and tables call it.
         simulated: True if no real patient is in it; figures and tables then say so.
         classes: class names; `label` counts into them.
-        table: one row a sample, columns at least `id` (unique string), `label` (int), `class`, `patient`
+        table: one row per sample, columns at least `id` (unique string), `label` (int), `class`, `patient`
             (the group that no split may cut: patient id, or lesion id where no patient is published) and
             `roi` (region the image was cut from; equal to `id` where there is none). Optional: `survival_months`
             (time to the event or to the end of follow-up, > 0) and `event` (1 it was observed, 0 censored), NaN
@@ -69,7 +69,7 @@ class Cohort:
         base_classes: common classes (URL learns on them without labels), names out of `classes`.
         rare_classes: classes of the few-shot task, names out of `classes`.
         group: what `patient` holds, for prose: "patient" or "lesion".
-        splits: the publisher's own splits, rows aligned with `table`, one column a split, cells "train", "val", "test"
+        splits: the publisher's splits, rows aligned with `table`, one column per split, cells "train", "val", "test"
             or "" (in none); None where there are none. They are used unless `split_file` asks for others.
         licence: licence of the data, for the report. attribution: credit line that figures with images carry.
         settings: how it was made or read (generator seed, number of patients), for the manifest.

@@ -26,7 +26,7 @@ class FewShotTask:
         cohort: name of the cohort it was drawn from.
         task: number of the task.
         seed: seed of the draw.
-        k_shot: support images a class.
+        k_shot: support images per class.
         by_lesion: whether other images of a support lesion (patient) were left out.
         classes: class names; labels of the task count into them.
         support_ids: k_shot ids of the first class, then of the second, and so on.
@@ -34,7 +34,7 @@ class FewShotTask:
         left_out_ids: rare images in neither set, ascending.
 
     Raises:
-        DataError: if an id is in two sets or twice in one, or the support set is not k_shot images a class.
+        DataError: if an id is in two sets or twice in one, or the support set is not k_shot images per class.
     """
 
     name: str
@@ -99,7 +99,7 @@ def draw_task(cohort: Cohort, *, k_shot: int, task: int, seed: int = 0, by_lesio
 
     Args:
         cohort: a cohort with `rare_classes`.
-        k_shot: K, support images a class, >= 1.
+        k_shot: K, support images per class, >= 1.
         task: number of the task, >= 0.
         seed: seed of all tasks, >= 0.
         by_lesion: see above; the groups are the cohort's `patient` column.

@@ -44,7 +44,7 @@ class FileImages:
     camera's orientation tag is obeyed.
 
     Args:
-        paths: file names relative to `root`, one a row (with `crops` one a region).
+        paths: file names relative to `root`, one per row (with `crops` one per region).
         root: the publisher's folder; subfolders may still be zip archives, see `FileStore`.
         cache_dir: where the arrays go, in a subfolder `images`; by default `medkd.paths.cache_dir()`.
         crops: boxes (left, top, right, bottom) in pixels that are cut out of each file, each of them a row, files in

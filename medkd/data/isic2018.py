@@ -29,7 +29,7 @@ TRUTH = "ISIC2018_Task3_Training_GroundTruth"
 LESION_TABLES = {"HAM10000_metadata.csv": "image_id", "ISIC2018_Task3_Training_LesionGroupings.csv": "image"}
 EXTRA_COLUMNS = ("age", "sex", "localization")
 SKIP = "skip.txt"
-"""A file of this name in the folder lists image ids, one a line, that are left out: the only way to skip an image."""
+"""A file of this name in the folder lists image ids, one per line, that are left out: the only way to skip an image."""
 
 CLASSES = ("NV", "MEL", "BKL", "BCC", "AKIEC", "VASC", "DF")
 """By size in the full training set: 6705, 1113, 1099, 514, 327, 142, 115."""
@@ -50,7 +50,7 @@ def read(root: str | Path, *, cache_dir: Path | None = None) -> Cohort:
         cache_dir: where decoded images go, see `FileImages`.
 
     Returns:
-        The cohort, one row an image sorted by id, modality "dermoscopic".
+        The cohort, one row per image sorted by id, modality "dermoscopic".
 
     Raises:
         DataError: if a file or column is missing, a label is not one-hot, or images and rows do not match; later, when

@@ -38,7 +38,7 @@ FIVE_LARGEST = CLASSES[:5]
 
 
 def read(root: str | Path, *, classes: Sequence[str] | None = None, cache_dir: Path | None = None) -> Cohort:
-    """The training lesions, one row a lesion with both of its images; the official set has no other labelled split.
+    """The training lesions, one row per lesion with both of its images; the official set has no other labelled split.
 
     Args:
         root: folder with `MILK10k_Training_Input/<lesion_id>/<isic_id>.jpg` (or that archive, `.zip`, as downloaded),
@@ -103,7 +103,7 @@ def read(root: str | Path, *, classes: Sequence[str] | None = None, cache_dir: P
 
 
 def _pair(metadata: pd.DataFrame, lesions: pd.Series) -> dict[str, pd.DataFrame]:
-    """Modality -> the metadata rows of its images, one a lesion in the order of `lesions`."""
+    """Modality -> the metadata rows of its images, one per lesion in the order of `lesions`."""
     unknown = sorted(set(metadata["image_type"].astype(str)) - set(MODALITIES))
     if unknown:
         raise DataError(

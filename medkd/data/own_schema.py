@@ -163,7 +163,7 @@ def infer(folder: Path) -> OwnSchema:
 
 
 def explain(schema: OwnSchema, folder: Path) -> str:
-    """The schema in words, one line a column of the table, for the terminal.
+    """The schema in words, one line per column of the table, for the terminal.
 
     Raises:
         DataError: as `read_own_table` and `check_columns`.
@@ -236,7 +236,7 @@ def _table_file(folder: Path) -> Path:
     if len(found) == 1 or usual:
         return (usual or found)[0]
     if not found:
-        raise DataError(f"there is no CSV file in {folder}; put a table with one row a sample there")
+        raise DataError(f"there is no CSV file in {folder}; put a table with one row per sample there")
     raise DataError(
         f"{folder} has several CSV files ({first_few([path.name for path in found], 5)}); "
         f"call the one to use {TABLE_NAMES[0]}"

@@ -23,7 +23,7 @@ class PublishedSplits:
     """Published splits of one cohort.
 
     Attributes:
-        parts: rows as in the cohort's table, one column a split, cells "train", "val", "test" or "" (in none).
+        parts: rows as in the cohort's table, one column per split, cells "train", "val", "test" or "" (in none).
         source: the file, or the cohort, for messages.
     """
 
@@ -34,7 +34,7 @@ class PublishedSplits:
 def published_splits(cohort: Cohort, split_file: str = "") -> PublishedSplits | None:
     """The published splits to use, None for our own folds.
 
-    A file is a CSV with a column of patients (one of `PATIENT_COLUMNS`) and one column a split, with the words train
+    A file is a CSV with a column of patients (one of `PATIENT_COLUMNS`) and one column per split, with the words train
     and test, in any case. A split that says val (or validation) but never test has held its val part out, so that is
     our test part. Patients that the file does not name, or leaves empty, are in no part.
 
@@ -73,9 +73,9 @@ def _of_file(cohort: Cohort, path: Path) -> PublishedSplits:
 
 
 def _read_splits(path: Path) -> pd.DataFrame:
-    """Words in lower case, one row a line of the file with the patient as index, one column a split; "" if empty."""
+    """Words in lower case, one row per line of the file, the patient as index, one column per split; "" if empty."""
     if not path.is_file():
-        raise DataError(f"{path} is missing; set split_file to a CSV with a column of patients and one column a split")
+        raise DataError(f"{path} is missing; set split_file to a CSV with a column of patients and one per split")
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (ValueError, OSError) as error:  # pandas' own CSV errors are ValueErrors
@@ -88,14 +88,14 @@ def _read_splits(path: Path) -> pd.DataFrame:
         )
     splits = table.set_index(table[patient].str.strip()).drop(columns=patient)
     if splits.empty:
-        raise DataError(f"{path} has no rows, or no column of a split beside {patient}; use a file with one a split")
+        raise DataError(f"{path} has no rows, or no column of a split beside {patient}; use a file with one per split")
     splits = splits.apply(lambda words: words.str.strip().str.lower())
     for name, words in splits.items():
         unknown = sorted(set(words) - {"", *PARTS})
         if unknown:
             raise DataError(
                 f'{path} has the word "{unknown[0]}" in column {name}, known are {", ".join(PARTS)}; '
-                "keep one column of patients and one column a split"
+                "keep one column of patients and one column per split"
             )
     return splits
 

@@ -137,7 +137,7 @@ def load_cohort(name: str, root: str = "", **settings: Any) -> Cohort:
 
 
 def summary(cohort: Cohort) -> pd.DataFrame:
-    """One row a class in label order: class, role (base, rare or empty), n_samples, n_groups (patients or lesions)."""
+    """One row per class in label order: class, role (base, rare or empty), n_samples, n_groups (patients, lesions)."""
     roles = dict.fromkeys(cohort.base_classes, "base") | dict.fromkeys(cohort.rare_classes, "rare")
     rows = []
     for name in cohort.classes:

@@ -124,7 +124,7 @@ class _Columns(_Kept):
     """A pandas block manager: the axes, and blocks of columns of one type with their positions among all columns."""
 
     def axes_and_columns(self, convert: Convert) -> tuple[list[pd.Index], list[Any]]:
-        """Both axes of a frame (the one of a series), and an array a column (of a series: one)."""
+        """Both axes of a frame (the one of a series), and an array per column (of a series: one)."""
         if self.state is None:
             blocks, axes = self.args if isinstance(self.args[1], list) else ([self.args[0]], [self.args[1]])
             parts = [block.args[:2] for block in blocks]

@@ -124,7 +124,7 @@ SOURCES: dict[str, Source] = {
             "datasets_csv_mutsig/tcga_gbmlgg_all_clean.csv.zip (mutations, copy number, expression, survival)\n"
             "  2. from https://www.cbioportal.org take grade and histology (study lgg_tcga; every GBM is grade 4) and "
             "the IDH/1p19q subtype (study lgggbm_tcga_pub)\n"
-            "  3. write {folder}/patients.csv and {folder}/genomics.csv.gz with one row a patient, columns as "
+            "  3. write {folder}/patients.csv and {folder}/genomics.csv.gz with one row per patient, columns as "
             "data/README.md lists them\n"
             "  4. run: medkd data check {name} --root {folder}"
         )
@@ -142,7 +142,7 @@ SOURCES: dict[str, Source] = {
     "own": Source(
         instructions=(
             "Your own data need no download:\n"
-            "  1. put a CSV with one row a sample, and the images, into a folder\n"
+            "  1. put a CSV with one row per sample, and the images, into a folder\n"
             "  2. run: medkd data prepare own --root FOLDER"
         )
     ),

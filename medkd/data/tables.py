@@ -65,7 +65,7 @@ def refuse_repeats(table: pd.DataFrame, key: str, *, file: str) -> None:
 
 
 def one_hot_classes(table: pd.DataFrame, classes: Sequence[str], *, key: str, file: str) -> np.ndarray:
-    """The class name of each row out of one 0/1 column a class, shape (n,), str objects.
+    """The class name of each row out of one 0/1 column per class, shape (n,), str objects.
 
     Raises:
         DataError: if a row has not exactly one 1 among zeros, or a `key` comes twice.
@@ -178,7 +178,7 @@ def encode_columns(
     categories: Sequence[str] = (),
     file: str,
 ) -> VectorTable:
-    """Clinical columns as numbers, one row a sample; nothing is imputed here.
+    """Clinical columns as numbers, one row per sample; nothing is imputed here.
 
     Args:
         table: with these columns.

@@ -1,7 +1,7 @@
 """TCGA-GBMLGG: genomic profile, grade and survival of glioma patients; a cohort of vectors, without images.
 
 Source: the mutation, copy-number and expression table of PORPOISE (Chen et al., Cancer Cell 40:865, 2022), reduced to
-one row a patient, with grade and subtype from cBioPortal (Ceccarelli et al., Cell 164:550, 2016). It is not the
+one row per patient, with grade and subtype from cBioPortal (Ceccarelli et al., Cell 164:550, 2016). It is not the
 80 + 240 table of Pathomic Fusion (Chen et al., IEEE TMI 41:757, 2022), but the same cohort and kinds of columns.
 """
 
@@ -34,7 +34,7 @@ MODALITIES = {"genomic": KINDS, "dna": ("mut", "cnv"), "rna": ("rnaseq",)}
 
 
 def read(root: str | Path) -> Cohort:
-    """The patients whose grade is known, one row a patient.
+    """The patients whose grade is known, one row per patient.
 
     Args:
         root: folder with `patients.csv` (patient_id, grade 2 to 4, survival_months, event, age_years, sex, histology,

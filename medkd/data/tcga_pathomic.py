@@ -108,7 +108,7 @@ def published_splits(path: Path, table: pd.DataFrame) -> pd.DataFrame:
         table: with a column `patient`.
 
     Returns:
-        Rows as in `table`, one column a split, cells "train", "test" or "".
+        Rows as in `table`, one column per split, cells "train", "test" or "".
 
     Raises:
         DataError: the file asks for more than arrays and tables, is not of this form, puts a patient into both parts of
@@ -140,7 +140,7 @@ def published_splits(path: Path, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _patients(root: Path) -> tuple[pd.DataFrame, VectorTable]:
-    """One row a patient of both tables, index patient id; the genomics, and in the column `row` where they are."""
+    """One row per patient of both tables, index patient id; the genomics, and in the column `row` where they are."""
     path = next((root / name for name in GENOMICS if (root / name).is_file()), root / GENOMICS[0])
     genomics = read_table(path, (PATIENT, "censored", "Survival months"), keys=[PATIENT])
     grades = read_table(root / GRADES, (PATIENT, "Grade", "Histology", "Molecular subtype"), keys=[PATIENT])

@@ -77,7 +77,7 @@ def test_numbers(trained: Trained, temperature: float) -> dict[str, Any] | None:
 
 
 def tempered(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """Probabilities (n, n_classes) with this temperature; their logarithms are raw scores but for a number a row."""
+    """Probabilities (n, n_classes) with this temperature; their logarithms are raw scores but for a number per row."""
     tiny = np.finfo(np.float32).tiny
     return softmax(np.log(np.maximum(probabilities, tiny)) / temperature, axis=1)
 

@@ -29,7 +29,7 @@ class Predicted:
     """What came of some images.
 
     Attributes:
-        table: one row an image that could be read: file, predicted, p_<class> of each class.
+        table: one row per image that could be read: file, predicted, p_<class> of each class.
         unreadable: file -> the reason, of the others.
         files: what was written.
     """

@@ -1,4 +1,4 @@
-"""Contact sheets: images with what a model says of them, one PNG a page."""
+"""Contact sheets: images with what a model says of them, one PNG per page."""
 
 from __future__ import annotations
 

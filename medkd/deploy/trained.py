@@ -48,7 +48,7 @@ class Trained:
         stored: probabilities of these rows that the run itself keeps, before any temperature, shape (n, n_classes).
         validation: predictions of the validation split that the run keeps, aligned with `held_out`; None where there
             is no such split.
-        data: one row a class, what was trained, validated and tested on.
+        data: one row per class, what was trained, validated and tested on.
     """
 
     run: Run

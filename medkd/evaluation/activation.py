@@ -37,7 +37,7 @@ def grad_cam(
         inputs: the modalities (`medkd.training.inputs`), in the order of the network's arguments.
         slot: position in `inputs` of the images that are explained; the maps are those of their encoder.
         rows: row numbers, shape (n,), n at least 1.
-        classes: of the score that is explained, one a row, shape (n,).
+        classes: of the score that is explained, one per row, shape (n,).
         head: attribute of the output that holds the raw scores.
         batch_size: rows at once.
 
@@ -53,7 +53,7 @@ def grad_cam(
         linear classifier it is the CAM of Zhou et al. 2016, arXiv:1512.04150, without its negative part.
     """
     if len(classes) != len(rows):
-        raise ParameterError(f"classes must name one class a row; got {len(classes)} classes for {len(rows)} rows")
+        raise ParameterError(f"classes must name one class per row; got {len(classes)} classes for {len(rows)} rows")
     encoder = (
         (network.main, network.second)[slot].encoder if isinstance(network, MultimodalTeacher) else network.encoder
     )

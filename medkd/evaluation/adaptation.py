@@ -124,7 +124,7 @@ def label_numbers(steps: dict[str, np.ndarray], classes: Sequence[str]) -> pd.Da
         classes: n_way names.
 
     Returns:
-        One row a step: a column a class (mean probability, which is the share of images where labels are hard),
+        One row per step: a column per class (mean probability, which is the share of images where labels are hard),
         confidence (mean largest probability), entropy (of one label, mean over images, nats) and effective classes
         (exp of the entropy of the mean label: n_way if all classes get equally much, 1 if one gets all).
     """

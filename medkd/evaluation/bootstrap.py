@@ -30,7 +30,7 @@ def half_interval_of_mean(values: np.ndarray) -> np.ndarray:
     """Half the 95% interval, by Student's t, of the mean of each column; nan values are left out.
 
     Args:
-        values: one row a fold, task or seed, shape (n, m).
+        values: one row per fold, task or seed, shape (n, m).
 
     Returns:
         Shape (m,); nan where a column has fewer than two values.

@@ -44,7 +44,7 @@ def is_survival(predictions: pd.DataFrame) -> bool:
 
 
 def summarise(predictions: pd.DataFrame, *, n_resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """One row a setting, method, level and metric: value with interval, and mean and SD over folds or tasks.
+    """One row per setting, method, level and metric: value with interval, and mean and SD over folds or tasks.
 
     Args:
         predictions: columns id, roi, patient, method, setting, part (fold or task), and label, p_0, p_1, ... or time,
@@ -96,7 +96,7 @@ def by_part(predictions: pd.DataFrame, metric: str, level: Level) -> pd.DataFram
         level: "image", "roi" or "patient".
 
     Returns:
-        One row a setting and method; columns setting, method, and one a part, in their order; nan where it lacks one.
+        One row per setting and method; columns setting, method, and one per part, in order; nan where it lacks one.
 
     Raises:
         ParameterError: if the metric is unknown.
@@ -209,7 +209,7 @@ def single_modality_pairs(predictions: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def _pooled(predictions: pd.DataFrame, level: Level) -> pd.DataFrame:
-    """One row a sample of the level and part, of one setting and method."""
+    """One row per sample of the level and part, of one setting and method."""
     # a setting with fewer classes has empty columns p_3, p_4, ... in a table of all settings
     predictions = predictions.dropna(axis=1, how="all")
     by_level = aggregate_risks if is_survival(predictions) else aggregate

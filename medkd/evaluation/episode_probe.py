@@ -87,7 +87,7 @@ class EpisodeProbe:
         """Few-shot accuracy on tasks of common classes, where the right label is known.
 
         Returns:
-            One row a step: step ("soft labels" is the classifier itself), K, accuracy with low and high (mean over
+            One row per step: step ("soft labels" is the classifier itself), K, accuracy with low and high (mean over
             classes; mean and 95% interval over tasks), confidence, and overconfidence (confidence minus accuracy).
         """
         with self._threads.limit(limits=1):

@@ -23,7 +23,7 @@ class Judged:
 
     Attributes:
         cohort: as given. classes: names that labels count into.
-        table: one row a method, setting, part and image: patient, label, method, id, setting, part, predicted (number
+        table: one row per method, setting, part and image: patient, label, method, id, setting, part, predicted (number
             into `classes`) and confidence (its probability).
         methods: in the table's order. settings: as the methods.
 
@@ -89,7 +89,7 @@ class Judged:
         return np.bincount(n * rows["label"] + rows["predicted"], minlength=n * n).reshape(n, n)
 
     def cell(self, setting: str, method: str, label: int, predicted: int) -> pd.DataFrame:
-        """Rows of one cell, the most confident first; an image that several parts tested is there once a part."""
+        """Rows of one cell, the most confident first; an image that several parts tested is there once per part."""
         asked = {"setting": setting, "method": method, "label": label, "predicted": predicted}
         rows = self.table[np.logical_and.reduce([self.table[name] == value for name, value in asked.items()])]
         return rows.sort_values("confidence", ascending=False, kind="stable", ignore_index=True)

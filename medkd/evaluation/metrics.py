@@ -124,11 +124,11 @@ def aggregate(predictions: pd.DataFrame, level: Level) -> pd.DataFrame:
     averaged, not their logarithms: one confident patch must not rule out a class for the patient.
 
     Args:
-        predictions: columns id, roi, patient, label (class index) and p_0 .. p_{C-1}; one or more rows an image.
+        predictions: columns id, roi, patient, label (class index) and p_0 .. p_{C-1}; one or more rows per image.
         level: "image", "roi" or "patient".
 
     Returns:
-        One row a sample of this level, in order of first appearance: its naming columns, label, p_0 .. p_{C-1}.
+        One row per sample of this level, in order of first appearance: its naming columns, label, p_0 .. p_{C-1}.
 
     Raises:
         ParameterError: if `level` is unknown.

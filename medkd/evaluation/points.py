@@ -26,7 +26,7 @@ def points_table(
     classes: Sequence[str] = (),
     extra: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """One row a method and image of an embedding, with what the method said of the image.
+    """One row per method and image of an embedding, with what the method said of the image.
 
     An image that several settings or folds tested (K and task of the rare-disease chain) has the prediction of the
     first that did.
@@ -109,14 +109,14 @@ def checked_points(points: pd.DataFrame, methods: Sequence[str] | None = None) -
         raise ParameterError(f'methods names "{unknown[0]}", which has no points; known are {", ".join(known)}')
     points = pd.concat([points[points["method"] == method] for method in methods], ignore_index=True)
     if (again := points.duplicated(["method", "id"])).any():
-        raise DataError(f"the points repeat {first_few(list(points['id'][again]))}; keep one row a method and image")
+        raise DataError(f"the points repeat {first_few(list(points['id'][again]))}; keep one row per method and image")
     if not np.isfinite(points[["x", "y"]].to_numpy(float)).all():
         raise DataError("some points have no finite x and y; leave those rows out")
     return points
 
 
 def by_image(points: pd.DataFrame, ids: Sequence[str]) -> pd.DataFrame:
-    """One row an image: its own columns, and under each method's name what the method said of it, as text.
+    """One row per image: its own columns, and under each method's name what the method said of it, as text.
 
     Args:
         points: of `points_table`.

@@ -115,12 +115,12 @@ def aggregate_risks(predictions: pd.DataFrame, level: Level) -> pd.DataFrame:
     Risks are log-hazards in -3..3 (`medkd.losses.survival.bounded_risk`), so no single patch can outweigh the rest.
 
     Args:
-        predictions: columns id, roi, patient, time, event and risk; one or more rows an image. Rows without time or
+        predictions: columns id, roi, patient, time, event and risk; one or more rows per image. Rows without time or
             event (no follow-up) are left out.
         level: "image", "roi" or "patient".
 
     Returns:
-        One row a sample of this level, in order of first appearance: its naming columns, time, event, risk.
+        One row per sample of this level, in order of first appearance: its naming columns, time, event, risk.
 
     Raises:
         ParameterError: if `level` is unknown.
@@ -173,7 +173,7 @@ def logrank_p(times: np.ndarray, events: np.ndarray, groups: np.ndarray) -> floa
     Args:
         times: follow-up, shape (n,), not nan.
         events: 1 observed, 0 censored, shape (n,).
-        groups: number or name of each sample's group, shape (n,). One row a patient: the test takes rows as
+        groups: number or name of each sample's group, shape (n,). One row per patient: the test takes rows as
             independent.
 
     Source:
@@ -192,11 +192,11 @@ def kaplan_meier_table(times: np.ndarray, events: np.ndarray, groups: Sequence |
     Args:
         times: follow-up in months, shape (n,), not nan.
         events: 1 observed, 0 censored, shape (n,).
-        groups: number or name of each sample's group, shape (n,). One row a patient, as in `logrank_p`. Numbers of
+        groups: number or name of each sample's group, shape (n,). One row per patient, as in `logrank_p`. Numbers of
             `risk_groups` keep the lowest risk first; name them in the table.
 
     Returns:
-        One row a group (sorted) and time at which somebody of it died or was censored, from month 0 on: group,
+        One row per group (sorted) and time at which somebody of it died or was censored, from month 0 on: group,
         months, survival (share still alive just after), low, high, at_risk (just before; at month 0 the group's
         size).
 

@@ -144,7 +144,7 @@ class LowRankLoss(nn.Module):
         return self.of_tensors(*(torch.stack([relation_matrix(v) for v in views], dim=2) for views in view_lists))
 
     def of_tensors(self, *tensors: Tensor) -> Tensor:
-        """As `forward`, from affinity tensors (b, b, V), one a modality; moves mu."""
+        """As `forward`, from affinity tensors (b, b, V), one per modality; moves mu."""
         rho = self.weight / self.mu
         targets = [shrink(tensor.detach(), rho, kind=self.kind) for tensor in tensors]
         self.mu.copy_((self.growth * self.mu).clamp(max=self.max_mu))

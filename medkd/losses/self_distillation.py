@@ -27,7 +27,7 @@ def adaptive_target(target: Tensor, logits: Tensor, mix: float) -> Tensor:
         MedkdError: if the shapes differ, or `mix` lies outside [0, 1] (ParameterError).
 
     Source:
-        Sun et al. 2021, arXiv:2110.04558, eq. 5.
+        Sun et al. 2021, arXiv:2110.04558; eq. 5 of Sun et al. 2024.
     """
     _check(logits, target, mix)
     return (1 - mix) * target + mix * full(logits).softmax(dim=1).detach()
@@ -51,7 +51,7 @@ def pseudo_label_loss(
         MedkdError: as `adaptive_target`.
 
     Source:
-        Sun et al. 2021, eq. 3 to 5; Sun et al. 2024 (Med. Image Anal. 93, 103102), eq. 6 and 9.
+        Sun et al. 2024 (Med. Image Anal. 93, 103102), eq. 3 to 6 and 9.
     """
     soft = adaptive_target(target, logits, mix)
     scores = full(logits)

@@ -95,4 +95,8 @@ def tell_claims(
         name = f"against_{re.sub(r'[^A-Za-z0-9.]+', '_', reference).strip('_.')}"
         out.table(table, name, caption, formats=OF_DIFFERENCES, summary=True)
         first = table[table["metric"] == metrics[0]].assign(minus=reference)
-        out.drawn("interval bars", first, f"bars_{name}", f"{caption} Metric: {metric_words(metrics[0])}.")
+        shown = (
+            f"{cohort.title}: {metric_words(metrics[0])} of each method minus that of {reference}, level {level}, n = "
+            f"{first['n'].max():,}, paired 95% intervals (bootstrap over {cohort.group}s, {n_resamples} resamples)."
+        )
+        out.drawn("interval bars", first, f"bars_{name}", shown)

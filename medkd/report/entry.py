@@ -35,7 +35,7 @@ def run_entry(
         folder: the report's.
         entry: notebook and parameters.
         key: of `entry_key`, by which the result is known later.
-        cell_timeout: seconds a cell may take; None for no limit.
+        cell_timeout: seconds per cell may take; None for no limit.
 
     Returns:
         The record (name, key, parameters, state "finished" or "failed", error, seconds, html), and the failure if

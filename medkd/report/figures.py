@@ -27,8 +27,8 @@ def image_grid(images: np.ndarray, *, n_columns: int, titles: Sequence[str] | No
 
     Args:
         images: shape (n, h, w, 3), uint8, n >= 1.
-        n_columns: images a row, >= 1.
-        titles: one an image, above it.
+        n_columns: images per row, >= 1.
+        titles: one per image, above it.
 
     Raises:
         DataError: if the images are not RGB bytes, or the number of titles differs.
@@ -55,7 +55,7 @@ def banded_heatmap(frame: pd.DataFrame, bands: Sequence[int], names: Sequence[st
     """Rows of values in SDs as colours from -3 to 3, grey where missing; bands of rows are named and set apart.
 
     Args:
-        frame: one row a patient, one column a variable.
+        frame: one row per patient, one column a variable.
         bands: rows of each band, from the top; they sum to the number of rows.
         names: of the bands.
         ax: where.
@@ -72,7 +72,7 @@ def banded_heatmap(frame: pd.DataFrame, bands: Sequence[int], names: Sequence[st
 
 
 def class_counts(summary: pd.DataFrame, ax: Axes) -> Axes:
-    """Bars with numbers, one group of bars a class, first class on top.
+    """Bars with numbers, one group of bars per class, first class on top.
 
     `summary` has a column `class`, and one of counts for each thing counted ("images", "patients").
     """

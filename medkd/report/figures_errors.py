@@ -18,7 +18,7 @@ from medkd.report.figures import image_grid
 from medkd.report.style import figure
 
 Maps = Callable[[pd.DataFrame, str, Sequence[int]], Mapping[str, np.ndarray]]
-"""Samples, a method and a class a sample -> image modality -> maps (n, h, w), 0 to 1, of any size; such as
+"""Samples, a method and a class per sample -> image modality -> maps (n, h, w), 0 to 1, of any size; such as
 `medkd.stages.activation.ActivationMaps`.
 
 An attribute `left_out` (method -> sentence), where there is one, tells why a method has no maps.

@@ -71,7 +71,7 @@ def _learning_curves(table: pd.DataFrame) -> Figure:
 
 
 def _class_curves(table: pd.DataFrame, area: str) -> Figure:
-    """Columns method, class, x, y and the area, see `medkd.evaluation.curves`; a panel a method."""
+    """Columns method, class, x, y and the area, see `medkd.evaluation.curves`; a panel per method."""
     styles = results.class_styles(list(pd.unique(table["class"])))
 
     def panel(rows: pd.DataFrame, ax: Axes) -> None:
@@ -82,7 +82,7 @@ def _class_curves(table: pd.DataFrame, area: str) -> Figure:
 
 
 def _confusion(table: pd.DataFrame) -> Figure:
-    """Columns method, true, predicted, n (counts); a panel a method, classes in order of appearance."""
+    """Columns method, true, predicted, n (counts); a panel per method, classes in order of appearance."""
     classes = list(pd.unique(table["true"]))
 
     def panel(rows: pd.DataFrame, ax: Axes) -> None:
@@ -96,12 +96,12 @@ def _confusion(table: pd.DataFrame) -> Figure:
 
 
 def _calibration(table: pd.DataFrame) -> Figure:
-    """Columns method, confidence, accuracy, n_samples; a panel a method."""
+    """Columns method, confidence, accuracy, n_samples; a panel per method."""
     return _by_method(table, results.calibration, ratio=1.05, numbers=True)[0]
 
 
 def _kaplan_meier(table: pd.DataFrame) -> Figure:
-    """Columns method, group, months, survival, low, high, at_risk, p_value (log-rank); a panel a method."""
+    """Columns method, group, months, survival, low, high, at_risk, p_value (log-rank); a panel per method."""
 
     def panel(rows: pd.DataFrame, ax: Axes) -> None:
         results.kaplan_meier(rows, ax, legend=False)
@@ -169,7 +169,7 @@ def _embedding(table: pd.DataFrame, scatter: Callable[[pd.DataFrame, Axes], obje
 
 
 def _gkm_weights(table: pd.DataFrame) -> Figure:
-    """Columns epoch and weight_<term>, one or more rows an epoch; and method, a panel each, where there are several."""
+    """Columns epoch and weight_<term>, one or more rows per epoch; and method, a panel each, where several are."""
     columns = [column for column in table if column.startswith("weight_")]
     if "method" not in table:
         fig, ax = figure()
@@ -181,7 +181,7 @@ def _gkm_weights(table: pd.DataFrame) -> Figure:
 
 
 def _singular_values(table: pd.DataFrame) -> Figure:
-    """Columns modality, value and state ("before", "after"), a row a singular value; a panel a modality."""
+    """Columns modality, value and state ("before", "after"), a row per singular value; a panel per modality."""
     modalities = list(table.groupby("modality", sort=False))
     fig, axes = _grid(len(modalities), ratio=0.75, share=False)
     for ax, (modality, rows) in zip(axes, modalities, strict=True):
@@ -204,7 +204,7 @@ def _interval_bars(table: pd.DataFrame) -> Figure:
         ax.axvline(0, color="0.4", linewidth=0.8)
         label += f"\nminus that of {results.on_short_lines(table['minus'].iloc[0])}"
     ax.set_xlabel(label)
-    ax.locator_params(axis="x", nbins=6 if wide else 4)  # small differences have long numbers
+    ax.locator_params(axis="x", nbins=6 if wide else 5)  # small differences have long numbers
     return fig
 
 
@@ -233,7 +233,7 @@ def _by_method(
     outer: bool = True,
     numbers: bool = False,
 ) -> tuple[Figure, list[Axes]]:
-    """A panel a method, in order of appearance.
+    """A panel per method, in order of appearance.
 
     With `outer`, only panels at the left and the bottom have labels; with `numbers`, titles leave a line for them.
     """

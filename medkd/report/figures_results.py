@@ -12,10 +12,11 @@ from matplotlib.axes import Axes
 from medkd.errors import DataError, ParameterError
 from medkd.evaluation.words import metric_words
 from medkd.report.figures import annotated
-from medkd.report.style import FONT_POINTS, METHOD_COLOURS, PALETTE, method_colour
+from medkd.report.style import FONT_POINTS, METHOD_COLOURS, PALETTE, method_colour, own_colour
 
 MARKERS = "os^D"  # once round the palette, classes go on with the next marker
 ROOMY = 5  # classes of a confusion matrix; more leave no room for numbers in its cells, which are in the CSV
+FEW = 5  # methods whose bands can be told apart in one panel
 LINE = 48  # letters of a method's name beside a figure
 DASHES = ("-", "--", ":", "-.")  # and lines that share a colour with the next dash
 
@@ -43,7 +44,7 @@ def learning_curves(
     """Columns of a training history against the epoch; several runs become their mean and a band of one SD.
 
     Args:
-        history: column `epoch` and those asked for; one or more rows an epoch.
+        history: column `epoch` and those asked for; one or more rows per epoch.
         columns: what to draw.
         ax: where; lines that are already there stay.
         labels: names in the legend, default the column names; a method's name gives its colour.
@@ -60,11 +61,13 @@ def learning_curves(
 def method_curves(history: pd.DataFrame, column: str, ax: Axes) -> Axes:
     """One column of several methods' histories against the epoch: mean of a method's runs and a band of one SD.
 
-    `history` has columns `method`, `epoch` and the one asked for. One colour a method; the legend is the caller's.
+    `history` has columns `method`, `epoch` and the one asked for. Methods with a colour of their own have its full
+    line; more than `FEW` are drawn without bands, which would hide one another. The legend is the caller's.
     """
-    styles = line_styles({str(name): method_colour(str(name)) for name in pd.unique(history["method"])})
+    names = sorted(map(str, pd.unique(history["method"])), key=lambda name: not own_colour(name))
+    styles = line_styles({name: method_colour(name) for name in names})
     for method, runs in history.dropna(subset=[column]).groupby("method", sort=False):
-        _mean_and_band(runs, column, ax, label=str(method), **styles[str(method)])
+        _mean_and_band(runs, column, ax, band=len(names) <= FEW, label=str(method), **styles[str(method)])
     ax.set_ylabel(metric_words(column))
     return ax
 
@@ -74,7 +77,7 @@ def weights_over_time(history: pd.DataFrame, columns: Sequence[str], ax: Axes, *
     labels = [column.removeprefix("weight_").replace("_", " ") for column in columns]
     learning_curves(history, columns, ax, labels, legend=legend)
     ax.set_ylabel("weight")
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(0, max(ax.get_ylim()[1], 1.05 * ax.dataLim.y1))  # panels that share the axis are drawn one by one
     return ax
 
 
@@ -97,7 +100,7 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], ax: Axes) -> Axes:
 
 
 def interval_bars(table: pd.DataFrame, ax: Axes) -> Axes:
-    """One dot a method with its interval, first row on top.
+    """One dot per method with its interval, first row on top.
 
     `table` has columns method, value, low, high; nan in low or high draws the dot alone.
     """
@@ -128,7 +131,7 @@ def scatter_embedding(
     on_top: Sequence[str] = (),
     legend: bool = True,
 ) -> Axes:
-    """UMAP coordinates coloured by class, one collection a class.
+    """UMAP coordinates coloured by class, one collection per class.
 
     Args:
         coordinates: shape (n, 2).
@@ -161,7 +164,7 @@ def scatter_embedding(
 
 
 def class_curves(table: pd.DataFrame, area: str, styles: Mapping[str, Mapping[str, str]], ax: Axes) -> Axes:
-    """ROC or precision-recall curves of one method, one line a class, with the areas above.
+    """ROC or precision-recall curves of one method, one line per class, with the areas above.
 
     Args:
         table: columns class, x, y (0..1) and `area`, as `medkd.evaluation.curves` gives them.
@@ -231,7 +234,7 @@ def singular_spectrum(table: pd.DataFrame, ax: Axes) -> Axes:
     Values below a millionth of the largest are zero to float32 precision. A log axis has no zero: they are drawn a
     decade below the smallest other value, on a dotted line that says so.
 
-    `table` has columns rank, frequency, value (>= 0) and state ("before", "after"), one row a singular value.
+    `table` has columns rank, frequency, value (>= 0) and state ("before", "after"), one row per singular value.
 
     Raises:
         DataError: if a value is negative or nan, or all of them are zero.
@@ -266,11 +269,11 @@ def _above(text: str, ax: Axes, **options: object) -> None:
     ax.annotate(text, fontsize=FONT_POINTS - 2, **place | options)
 
 
-def _mean_and_band(history: pd.DataFrame, column: str, ax: Axes, **style: str) -> None:
+def _mean_and_band(history: pd.DataFrame, column: str, ax: Axes, *, band: bool = True, **style: str) -> None:
     """Mean of a column over the rows of each epoch, and where an epoch has several a band of one SD to each side."""
     line = history.groupby("epoch")[column].agg(["mean", "std"])
     ax.plot(line.index, line["mean"], **style)
-    if line["std"].notna().any():
+    if band and line["std"].notna().any():
         low, high = line["mean"] - line["std"], line["mean"] + line["std"]
         ax.fill_between(line.index, low, high, color=style["color"], alpha=0.15, linewidth=0)
     ax.set_xlabel("epoch")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from medkd.text import with_interval
 def class_examples(
     cohort: Cohort, name: str, size: int, n_examples: int, seed: int = 0
 ) -> tuple[np.ndarray, list[str]]:
-    """Random images of every class, one class a row; the same samples for every modality of the cohort.
+    """Random images of every class, one class per row; the same samples for every modality of the cohort.
 
     Returns:
         images (n_classes * n_examples, size, size, 3) uint8, black where a class has fewer, and a title each
@@ -77,7 +77,7 @@ def histories(runs: Mapping[Any, Run], names: Mapping[Any, str]) -> pd.DataFrame
 
 
 def metrics_table(runs: Mapping[Any, Run], names: Mapping[Any, str], columns: Sequence[str] = ()) -> pd.DataFrame:
-    """One row a run: method, fold or task, the metrics asked for, and its wall time.
+    """One row per run: method, fold or task, the metrics asked for, and its wall time.
 
     Without `columns`: the kept epoch, every validation number, and the numbers of training rows and parameters.
     """
@@ -101,7 +101,7 @@ def validation_predictions(runs: Mapping[Any, Run], names: Mapping[Any, str]) ->
 
 
 def method_comparison(summary: pd.DataFrame, differences: pd.DataFrame) -> pd.DataFrame:
-    """One row a method at the coarsest level: each compared metric with its interval, and its paired difference.
+    """One row per method at the coarsest level: each compared metric with its interval, and its paired difference.
 
     Args:
         summary: of `medkd.evaluation.comparison.summarise`.
@@ -145,6 +145,23 @@ def confusion_or_survival(
         return "confusion", confusion_table(predictions, classes), "confusion, rows sum to 1,"
     shows = "survival by third of predicted risk (95% bands; p: log-rank test)"
     return "kaplan-meier", risk_curves_by_method(predictions), shows
+
+
+def image_weights(runs: Mapping[Any, Run]) -> str:
+    """A sentence that says what the image encoders of these runs started from, "" where they started from nothing."""
+    weights = next(iter(runs.values())).metrics["image_weights"]
+    return f" Image encoder: {weights}." if weights else ""
+
+
+def class_figures(predictions: pd.DataFrame, classes: Sequence[str]) -> Iterator[tuple[str, pd.DataFrame, str]]:
+    """Kind of figure, its table and what it shows: ROC, precision-recall and calibration of class predictions."""
+    from medkd.evaluation import curves
+
+    over_parts = "curve over folds or tasks, each class against all others; numbers: "
+    yield "roc", curves.roc_points(predictions, classes), f"mean ROC {over_parts}area"
+    yield "pr", curves.pr_points(predictions, classes), f"mean precision-recall {over_parts}average precision (AP)"
+    shows = "calibration (below the diagonal: over-confident); area of a dot: share of the images in its bin"
+    yield "calibration", curves.calibration_by_method(predictions, classes), shows
 
 
 def risk_curves(predictions: pd.DataFrame, n_groups: int = 3) -> tuple[pd.DataFrame, float]:
@@ -236,7 +253,7 @@ HEADLINE = ("accuracy", "balanced_accuracy", "auc_macro", "f1_macro", "c_index")
 
 
 def headline(summary: pd.DataFrame, metrics: Sequence[str] = HEADLINE) -> pd.DataFrame:
-    """The summary as a wide table: one row a method (and setting), 'value (low to high)' for each of `metrics`."""
+    """The summary as a wide table: one row per method (and setting), 'value (low to high)' for each of `metrics`."""
     level = summary["level"].iloc[-1]
     chosen = summary[(summary["level"] == level) & summary["metric"].isin(list(metrics))]
     cells = chosen.assign(cell=[with_interval(row.value, row.low, row.high) for row in chosen.itertuples()])

@@ -46,7 +46,7 @@ def file_sizes(cohort: Cohort, name: str) -> pd.DataFrame:
 
 
 def missing_values(cohort: Cohort, name: str) -> pd.DataFrame:
-    """Share of missing values of each column of a vector modality that has any: `column`, `all`, one column a class.
+    """Share of missing values of each column of a vector modality that has any: `column`, `all`, one column per class.
 
     Returns:
         Worst first; no rows if nothing is missing.

@@ -71,7 +71,7 @@ def embedding_caption(embedding: pd.DataFrame, seed: int) -> str:
         seed: of UMAP.
     """
     sizes, reference = embedding.groupby("method").size(), embedding["reference"].iloc[0]
-    shown = f"n = {sizes.max()} images" if reference else f"n = {sizes.min()} to {sizes.max()} images a method"
+    shown = f"n = {sizes.max()} images" if reference else f"n = {sizes.min()} to {sizes.max()} images per method"
     settings = f"n_neighbors {min(N_NEIGHBORS, sizes.max() - 1)}, min_dist {MIN_DIST}, init pca, seed {seed}"
     fitted = (
         f"fitted on the features of {reference}, onto which those of the other methods are rotated and transformed"

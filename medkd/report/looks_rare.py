@@ -169,7 +169,7 @@ def effect_of_shots(summary: pd.DataFrame, metric: str = "balanced_accuracy") ->
 def methods_table(
     summary: pd.DataFrame, differences: pd.DataFrame, classes: Sequence[str], *, journal: bool = False
 ) -> pd.DataFrame:
-    """The comparison as the journal prints it: one row a K and method, mean (SD) over tasks, in %.
+    """The comparison as the journal prints it: one row per K and method, mean (SD) over tasks, in %.
 
     Columns: setting, method, accuracy, one of each class, Avg (their mean), macro F1, macro AUC, and Avg minus the
     reference's in points with its paired 95% interval; the last is over all tasks together.

@@ -11,7 +11,7 @@ import os
 import platform
 import struct
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -183,7 +183,8 @@ def _table(path: Path) -> dict[str, Any]:
     """Header, the first rows as text, whether each column is numeric, and the number of rows in the file."""
     with path.open(encoding="utf-8", newline="") as file:
         header, *rows = list(csv.reader(file)) or [[]]
-    formats = [OF_DIFFERENCES.get(name, "") if "difference" in header else "" for name in header]
+    signed = OF_DIFFERENCES if "difference" in header else {}
+    formats = [signed.get(name) or _form(row[column] for row in rows) for column, name in enumerate(header)]
     shown = [[_rounded(*cell) for cell in zip(row, formats, strict=True)] for row in rows[:MAX_ROWS]]
     header, shown = _with_intervals(header, shown)
     numeric = [all(_is_number(row[column]) or not row[column] for row in shown) for column in range(len(header))]
@@ -208,17 +209,20 @@ def _with_intervals(header: list[str], rows: list[list[str]]) -> tuple[list[str]
     return new_header, [[cell(row, name) for name in kept] for row in named]
 
 
-def _rounded(cell: str, form: str = "") -> str:
-    """A number as `form` says, or with three digits after the point if it has more; all else as it is in the file."""
+def _form(cells: Iterable[str]) -> str:
+    """How a column is displayed: as it is in the file, or with three digits where a number has more."""
+    return "{:.3f}" if any(_is_number(cell) and len(cell.partition(".")[2]) > 3 for cell in cells) else ""
+
+
+def _rounded(cell: str, form: str) -> str:
+    """A number with a point as `form` says; what that would make 0 with three digits; all else as in the file."""
     try:
         number = float(cell)
     except ValueError:
         return cell
-    if form and math.isfinite(number):
-        return form.format(number)
-    if len(cell.partition(".")[2]) <= 3:
+    if not form or not math.isfinite(number) or not set(".e") & set(cell):
         return cell
-    return f"{number:.3f}" if abs(number) >= 0.01 else f"{number:.3g}"
+    return form.format(number) if "+" in form or abs(number) >= 0.0005 or not number else f"{number:.3g}"
 
 
 def _is_number(cell: str) -> bool:

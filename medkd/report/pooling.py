@@ -1,4 +1,4 @@
-"""Cells of a study side by side: predictions under one another, and one row a method."""
+"""Cells of a study side by side: predictions under one another, and one row per method."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import pandas as pd
 
 from medkd.evaluation.words import metric_words
-from medkd.stages.store import Run
-from medkd.text import with_interval
+from medkd.stages.self_distillation import METHODS
+from medkd.stages.store import Run, with_upstream
+from medkd.text import with_interval, word
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,51 @@ def pooled_predictions(evaluated: list[Evaluated]) -> pd.DataFrame:
     return pd.concat(pooled, ignore_index=True)
 
 
+def runs_behind(evaluated: list[Evaluated]) -> list[tuple[Run, str, str]]:
+    """Every run that the evaluations were made from: the run, its name with its condition, and its part."""
+    runs: dict[str, Run] = {}
+    users: dict[str, list[Evaluated]] = {}
+    for each in evaluated:
+        behind = with_upstream(each.run.upstream)
+        runs |= behind
+        for key in behind:
+            users.setdefault(key, []).append(each)
+    found = []
+    n_conditions = len({each.condition for each in evaluated})
+    for key, run in runs.items():
+        label, comma, part = run.title.rpartition(", ")  # the name of an ablation has a comma of its own
+        label, part = (label.removeprefix("student "), part) if comma else (part, "")  # methods have colours by name
+        label = METHODS.get(label, label)
+        own = {each.condition for each in users[key]}
+        if len(own) < n_conditions and n_conditions > 1:
+            label = f"{label} [{'; '.join(sorted(own))}]"
+        found.append((run, label, f"{users[key][0].replicate}/{part}"))
+    return _told_apart(found)
+
+
+def _told_apart(runs: list[tuple[Run, str, str]]) -> list[tuple[Run, str, str]]:
+    """The same runs; where one name and part stands for several settings, the name tells what differs between them."""
+    alike: dict[tuple[str, str], dict[str, list[Run]]] = {}
+    for run, label, part in runs:
+        alike.setdefault((run.stage, label), {}).setdefault(part, []).append(run)
+    differing = {
+        name: [
+            setting
+            for setting in dict.fromkeys(setting for same in parts.values() for run in same for setting in run.config)
+            if any(len({word(run.config.get(setting)) for run in same}) > 1 for same in parts.values())
+        ]
+        for name, parts in alike.items()
+    }
+    told = []
+    for run, label, part in runs:
+        settings = differing[run.stage, label]
+        values = "; ".join(f"{setting}={word(run.config.get(setting))}" for setting in settings)
+        told.append((run, f"{label} [{values}]" if values else label, part))
+    return told
+
+
 def comparison_table(summary: pd.DataFrame, against_best: pd.DataFrame, best: str, metric: str) -> pd.DataFrame:
-    """One row a method: value with interval, mean and SD over parts, and how it stands to the best.
+    """One row per method: value with interval, mean and SD over parts, and how it stands to the best.
 
     Args:
         summary: of one setting, level and metric, see `medkd.evaluation.comparison.summarise`.
@@ -65,7 +109,7 @@ def comparison_table(summary: pd.DataFrame, against_best: pd.DataFrame, best: st
 
     Returns:
         Columns method, the metric, low, high, mean, SD, parts, "minus the best" (with its interval) and "mark": "best",
-        "tie" where the interval of the difference holds zero, else "".
+        "not told apart" where the interval of the difference holds zero, else "".
     """
     gaps = against_best.set_index("method")
     rows = []
@@ -74,7 +118,7 @@ def comparison_table(summary: pd.DataFrame, against_best: pd.DataFrame, best: st
         if row.method in gaps.index:
             found = gaps.loc[row.method]
             gap = with_interval(found["difference"], found["low"], found["high"], "+.3f")
-            mark = "tie" if found["low"] <= 0 <= found["high"] else ""
+            mark = "not told apart" if found["low"] <= 0 <= found["high"] else ""
         rows.append(
             {
                 "method": row.method,

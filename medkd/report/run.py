@@ -41,7 +41,7 @@ def run_report(
         preset: likewise.
         device: for every stage.
         seed: for every stage.
-        cell_timeout: seconds a notebook cell may take; None for no limit.
+        cell_timeout: seconds per notebook cell may take; None for no limit.
         say: where progress lines go.
 
     Returns:

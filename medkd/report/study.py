@@ -12,25 +12,26 @@ import pandas as pd
 from medkd.data.cohort import Cohort
 from medkd.data.registry import load_cohort
 from medkd.errors import DataError
-from medkd.evaluation import curves
 from medkd.evaluation.comparison import by_part, differences, is_survival, summarise
 from medkd.evaluation.words import metric_words
 from medkd.files import write_json
 from medkd.paths import reports_dir, runs_dir
 from medkd.report.artifacts import Artifacts
 from medkd.report.claims import tell_claims
+from medkd.report.figures_results import FEW
 from medkd.report.index import read_index
-from medkd.report.looks import risk_curves_by_method
+from medkd.report.looks import class_figures, confusion_or_survival, risk_curves_by_method
 from medkd.report.page import build_page, versions
-from medkd.report.pooling import Evaluated, comparison_table, pooled_predictions
-from medkd.stages.store import Run, load_folder, with_upstream
+from medkd.report.pooling import Evaluated, comparison_table, pooled_predictions, runs_behind
+from medkd.stages.store import load_folder
 from medkd.text import word
+from medkd.training.recipe import GMCD_TERMS
 
 REPLICATES = ("seed",)
 """What is varied to see the spread; cells that differ in these alone are one condition."""
 METRICS = ("balanced_accuracy", "auc_macro", "accuracy", "f1_macro")
 STAGE_NAMES = {"02_teacher_training": "teachers", "03_distillation": "students", "04_moco_url": "MoCo"}
-STAGE_NAMES |= {"06_self_distillation": "self-distillation"}
+STAGE_NAMES |= {"06_self_distillation": "self-distillation", "06_baselines": "comparison methods"}
 
 
 def build_study_report(name: str, *, n_resamples: int = 2000, say: Callable[[str], Any] = print) -> Path:
@@ -118,33 +119,38 @@ def _compare_metric(
     first = metric in ("balanced_accuracy", "c_index")
     out.table(table, f"comparison_{name}", caption, highlight={shown: "max"}, summary=first)
     if first:
-        out.drawn("interval bars", summary, f"bars_{name}", f"{cohort.title}: {shown} with 95% intervals. {setting}")
+        caption = f"{cohort.title}: {shown} {on} (bootstrap over {cohort.group}s), {_sizes(predictions, cohort)}."
+        out.drawn("interval bars", summary, f"bars_{name}", caption)
 
 
 def _draw_results(predictions: pd.DataFrame, setting: str, cohort: Cohort, out: Artifacts) -> None:
     suffix = f"_{setting.replace(' ', '').replace('=', '')}" if setting else ""
     if is_survival(predictions):
         caption = f"{cohort.title}: survival by third of predicted risk, 95% bands; p: log-rank test. "
-        caption += f"A patient whom several folds or seeds tested counts once, by the mean rank. {setting}"
+        caption += "A patient whom several folds or seeds tested counts once, by the mean rank. "
+        caption += " ".join(filter(None, (setting, _sizes(predictions, cohort))))
         out.drawn("kaplan-meier", risk_curves_by_method(predictions), f"kaplan_meier{suffix}", caption)
         return
     classes = cohort.rare_classes or cohort.classes
-    drawings = {
-        "roc": (curves.roc_points, "mean ROC curve of each class against the others"),
-        "pr": (curves.pr_points, "mean precision-recall curve of each class against the others"),
-        "confusion": (curves.confusion_table, "confusion, rows sum to 1"),
-        "calibration": (curves.calibration_by_method, "calibration"),
-    }
-    for kind, (table_of, shows) in drawings.items():
-        caption = f"{cohort.title}: {shows}, test images of all folds, tasks and seeds. {setting}"
-        out.drawn(kind, table_of(predictions, classes), f"{kind}{suffix}", caption)
+    confusion = confusion_or_survival(predictions, "classification", classes)
+    for kind, table, shows in (confusion, *class_figures(predictions, classes)):
+        told = ", ".join(filter(None, (f"{shows.rstrip(',')}; test images", setting, _sizes(predictions, cohort))))
+        out.drawn(kind, table, f"{kind}{suffix}", f"{cohort.title}: {told}.")
+
+
+def _sizes(predictions: pd.DataFrame, cohort: Cohort) -> str:
+    """How many images of how many folds or tasks these predictions of one setting are, for a caption."""
+    n_parts = predictions["part"].nunique()
+    kind = "task" if cohort.rare_classes else "fold"
+    n = len(predictions.drop_duplicates(["part", "id"]))
+    return f"n = {n:,} in {n_parts} {kind}{'s' if n_parts > 1 else ''}"
 
 
 def _draw_training(evaluated: list[Evaluated], cohort: Cohort, out: Artifacts) -> None:
     """Learning curves of every stage, GKM weights and singular values, from the runs that were evaluated."""
     histories: dict[str, list[pd.DataFrame]] = {}
     weights, spectra = [], []
-    for run, label, part in _runs_behind(evaluated):
+    for run, label, part in runs_behind(evaluated):
         if not (run.folder / "history.csv").is_file():
             continue
         history = run.table("history")
@@ -156,58 +162,19 @@ def _draw_training(evaluated: list[Evaluated], cohort: Cohort, out: Artifacts) -
     for stage, tables in histories.items():
         table = pd.concat(tables, ignore_index=True)
         shown = ["loss", *[name for name in table if name.startswith(("val_", "knn"))][:2]]
-        caption = f"{cohort.title}: {STAGE_NAMES.get(stage, stage)}, mean over folds, tasks and seeds, band of one SD."
+        n_methods = table["method"].nunique()
+        caption = f"{cohort.title}: {STAGE_NAMES.get(stage, stage)}, mean over folds, tasks and seeds"
+        caption += ", band of one SD." if n_methods <= FEW else f" (no bands of SD for {n_methods} methods)."
         curve = table[["method", "part", "epoch", *shown]]
         out.drawn("learning curves", curve, f"learning_{stage}", caption)
     if weights:
         table = pd.concat(weights, ignore_index=True)
-        table = table[["method", "epoch", *[name for name in table if name.startswith("weight_")]]]
+        table = table[["method", "epoch", *[f"weight_{name}" for name in GMCD_TERMS if f"weight_{name}" in table]]]
         out.drawn("gkm weights", table, "gkm_weights", f"{cohort.title}: weights of gradient-guided modulation.")
     if spectra:
         caption = f"{cohort.title}: singular values of one teacher's affinity tensors, before and after shrinkage."
-        out.drawn("singular values", spectra[0], "singular_values", caption)
-
-
-def _runs_behind(evaluated: list[Evaluated]) -> list[tuple[Run, str, str]]:
-    """Every run that an evaluation was made from: the run, its name with its condition, and its part."""
-    runs: dict[str, Run] = {}
-    users: dict[str, list[Evaluated]] = {}
-    for each in evaluated:
-        behind = with_upstream(each.run.upstream)
-        runs |= behind
-        for key in behind:
-            users.setdefault(key, []).append(each)
-    found = []
-    n_conditions = len({each.condition for each in evaluated})
-    for key, run in runs.items():
-        label, comma, part = run.title.rpartition(", ")  # the name of an ablation has a comma of its own
-        label, part = (label.removeprefix("student "), part) if comma else (part, "")  # methods have colours by name
-        own = {each.condition for each in users[key]}
-        if len(own) < n_conditions and n_conditions > 1:
-            label = f"{label} [{'; '.join(sorted(own))}]"
-        found.append((run, label, f"{users[key][0].replicate}/{part}"))
-    return _told_apart(found)
-
-
-def _told_apart(runs: list[tuple[Run, str, str]]) -> list[tuple[Run, str, str]]:
-    """The same runs; where one name and part stands for several settings, the name tells what differs between them."""
-    alike: dict[tuple[str, str], dict[str, list[Run]]] = {}
-    for run, label, part in runs:
-        alike.setdefault((run.stage, label), {}).setdefault(part, []).append(run)
-    differing = {
-        name: [
-            setting
-            for setting in dict.fromkeys(setting for same in parts.values() for run in same for setting in run.config)
-            if any(len({word(run.config.get(setting)) for run in same}) > 1 for same in parts.values())
-        ]
-        for name, parts in alike.items()
-    }
-    told = []
-    for run, label, part in runs:
-        settings = differing[run.stage, label]
-        values = "; ".join(f"{setting}={word(run.config.get(setting))}" for setting in settings)
-        told.append((run, f"{label} [{values}]" if values else label, part))
-    return told
+        spectrum = spectra[0].replace({"modality": {"main": cohort.main, "second": cohort.second}})
+        out.drawn("singular values", spectrum, "singular_values", caption)
 
 
 def read_record(folder: Path) -> dict[str, Any]:

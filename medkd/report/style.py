@@ -1,4 +1,4 @@
-"""One look for all figures: paper widths, fonts, a colour-blind-safe palette, one colour a method, empty figures."""
+"""One look for all figures: paper widths, fonts, a colour-blind-safe palette, one colour per method, empty figures."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ METHOD_COLOURS = {
     "con + L1": "#56B4E9",
     "oracle": "#000000",
 }
-"""One colour a method in every figure; the two chains never share a figure, so they may share colours."""
+"""One colour per method in every figure; the two chains never share a figure, so they may share colours."""
 
 
 def use_style() -> None:
@@ -77,17 +77,17 @@ def panels(n: int) -> tuple[Figure, list[Axes]]:
     return fig, list(axes.flat[:n])
 
 
-def method_colour(method: str, other: str = "") -> str:
-    """The colour of a method, the same in every figure and for every "K=..."; "<modality> only" is "second only".
+def own_colour(method: str) -> str:
+    """The colour that a method has in every figure and for every "K=..."; "" of one that has none of its own.
 
-    A student with a refitted head ("Hbr.Dst. + LR") has the colour of the student. A method without a colour of its own
-    has `other`, or one of the palette, always the same.
+    "<modality> only" is "second only"; a student with a refitted head ("Hbr.Dst. + LR") is the student.
     """
     method = method.split(" K=")[0]
-    if method not in METHOD_COLOURS and method.removesuffix(" + LR") in METHOD_COLOURS:
-        method = method.removesuffix(" + LR")
-    if method in METHOD_COLOURS:
-        return METHOD_COLOURS[method]
-    if method.endswith(" only"):
-        return METHOD_COLOURS["second only"]
-    return other or PALETTE[zlib.crc32(method.encode()) % len(PALETTE)]
+    if method not in METHOD_COLOURS:
+        method = "second only" if method.endswith(" only") else method.removesuffix(" + LR")
+    return METHOD_COLOURS.get(method, "")
+
+
+def method_colour(method: str, other: str = "") -> str:
+    """The method's own colour; of one that has none `other`, or one of the palette, always the same."""
+    return own_colour(method) or other or PALETTE[zlib.crc32(method.split(" K=")[0].encode()) % len(PALETTE)]

@@ -105,7 +105,7 @@ class ActivationMaps:
         if method not in known:
             raise ParameterError(f'no method "{method}" in this evaluation; known are {", ".join(known)}')
         if len(classes) != len(samples):
-            raise ParameterError(f"classes must name one class a sample; got {len(classes)} for {len(samples)} samples")
+            raise ParameterError(f"classes must name one class per sample; got {len(classes)} for {len(samples)}")
         found: dict[str, np.ndarray] = {}
         samples = samples.fillna({"setting": ""})  # what a CSV makes of the empty name
         for (setting, part), places in samples.groupby(["setting", "part"]).indices.items():

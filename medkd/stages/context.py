@@ -50,5 +50,5 @@ def cohort_for(params: StageParams) -> Cohort:
 
 @lru_cache(maxsize=4)
 def cohort_of(dataset: str, root: str) -> Cohort:
-    """The cohort, read once a process."""
+    """The cohort, read once per process."""
     return load_cohort(dataset, root)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from medkd.data.cohort import Cohort
 from medkd.evaluation.predict import predict
 from medkd.files import write_table
 from medkd.seeds import generator_for
@@ -69,7 +70,7 @@ class DistillationParams(OptimiserParams):
     )
     n_positives: int = Field(100, description="candidates of the anchor's class, at most (paper: 300)", ge=2)
     n_selected: int = Field(20, description="positives kept, the anchor among them", ge=1)
-    n_negatives: int = Field(256, description="negatives an anchor (paper: 1024)", ge=1)
+    n_negatives: int = Field(256, description="negatives per anchor (paper: 1024)", ge=1)
     modulation: Literal["threshold", "soft", "none"] = Field(
         "threshold", description='GKM: "threshold" counts agreeing gradients, "soft" sums cosines, "none" is off'
     )
@@ -79,7 +80,7 @@ class DistillationParams(OptimiserParams):
     teacher: dict = Field({}, description="parameters of 02_teacher_training that differ from its defaults")
     teacher_runs: list[str] = Field(
         [],
-        description="keys of finished teachers, one a fold; empty: those of `teacher`",
+        description="keys of finished teachers, one per fold; empty: those of `teacher`",
         json_schema_extra={"unkeyed": True},
     )
 
@@ -176,7 +177,7 @@ def _train(
     betas = (0.9, 0.999)
     history = train_network(context, step, step.parameters(), train, task, folder, title, "student", fold, betas=betas)
     if method == "gmcd":
-        shown = step.positives(_anchors(cohort.labels, split.train), train, N_SHOWN)
+        shown = step.positives(_anchors(cohort, split.train), train, N_SHOWN)
         ids = cohort.table["id"].to_numpy()
         write_table(
             folder / "positives.csv",
@@ -191,7 +192,7 @@ def _train(
     return save_trained(folder, context, split, student, history, found) | {"last_weights": last_weights}
 
 
-def _anchors(labels: np.ndarray, train: np.ndarray) -> torch.Tensor:
-    """The first training rows of every class."""
-    chosen = [train[labels[train] == label][:N_ANCHORS] for label in np.unique(labels[train])]
-    return tensor_rows(np.concatenate(chosen))
+def _anchors(cohort: Cohort, train: np.ndarray) -> torch.Tensor:
+    """The first training rows of every class, of different patients (or lesions)."""
+    first = cohort.table.iloc[train].assign(row=train).drop_duplicates(["label", "patient"])
+    return tensor_rows(first.sort_values("label", kind="stable").groupby("label")["row"].head(N_ANCHORS).to_numpy())

@@ -44,7 +44,7 @@ class EvaluationParams(PairedParams):
         "self_distillation": SelfDistillationParams,
     }
 
-    k_shots: list[int] = shared([5], "rare-disease chain: labelled images a class (K)")
+    k_shots: list[int] = shared([5], "rare-disease chain: labelled images per class (K)")
     n_tasks: int = shared(2, "rare-disease chain: random tasks for each K", ge=1)
     by_lesion: bool = shared(True, "keep other images of a support lesion out of the query set")
     folds: int = shared(2, "teacher-student chain: folds to evaluate, from fold 0 on", ge=1)
@@ -59,7 +59,7 @@ class EvaluationParams(PairedParams):
 def evaluate(params: EvaluationParams) -> Run:
     """The finished evaluation, with tables `predictions`, `summary`, `differences`, `embedding`, `embedding_quality`.
 
-    `predictions` has one row a method, setting and test image; `summary` and `differences` carry 95% intervals from
+    `predictions` has one row per method, setting and test image; `summary` and `differences` carry 95% intervals from
     a bootstrap over patients (lesions), within the folds or tasks that were run. The last two are those of `embed`.
     """
     context = Context.of(params)

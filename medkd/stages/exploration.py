@@ -15,6 +15,6 @@ class ExplorationParams(StageParams):
     stage: ClassVar[str] = "01_data_exploration"
 
     n_folds: int = shared(5, "folds whose splits are checked", ge=2)
-    split_file: str = shared("", 'CSV of published splits; empty: the cohort has its own, or n_folds; "none": n_folds')
+    split_file: str = shared("", 'CSV of published splits; empty: the cohort\'s own, else n_folds; "none": n_folds')
     image_size: int = shared(48, "side of the square images that the networks will see, pixels", ge=16)
     n_examples: int = Field(6, description="images shown a class", ge=1)

@@ -73,7 +73,7 @@ def find_run(key: str) -> Run:
 
 
 def compared(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Settings that differ between runs, and their metrics: one row each, one column a run."""
+    """Settings that differ between runs, and their metrics: one row each, one column per run."""
     return tuple(
         _side_by_side(runs, [getattr(run, name) for run in runs], only_different=name == "config")
         for name in ("config", "metrics")

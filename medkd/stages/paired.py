@@ -32,7 +32,7 @@ class PairedParams(StageParams):
     task: Literal["classification", "survival"] = shared("classification", '"classification" or "survival" (Cox)')
     n_folds: int = shared(5, "folds of the cross-validation, grouped by patient and stratified by class", ge=2)
     folds: int = unkeyed(2, "how many of them to run, from fold 0 on", ge=1)
-    split_file: str = shared("", 'CSV of published splits; empty: the cohort has its own, or n_folds; "none": n_folds')
+    split_file: str = shared("", 'CSV of published splits; empty: the cohort\'s own, else n_folds; "none": n_folds')
     image_size: int = shared(48, "side of the square images, pixels", ge=16)
     encoder: str = shared("resnet12", 'image encoder: "resnet12", "conv4", any torchvision or timm model')
     width: float = shared(0.25, "channels of resnet12 and conv4 relative to the published network", gt=0)
@@ -59,7 +59,7 @@ class OptimiserParams(PairedParams):
     """Parameters of a training run on the teacher-student chain (paper: 30 epochs, batch 16, lr 5e-4)."""
 
     epochs: int = Field(9, description="passes over the training rows", ge=1)
-    batch_size: int = Field(32, description="images a step", ge=2)
+    batch_size: int = Field(32, description="images per step", ge=2)
     lr: float = Field(1e-3, description="learning rate of Adam at the start; falls linearly", gt=0)
     weight_decay: float = Field(4e-4, description="L2 penalty of Adam", ge=0)
     keep: Literal["best", "last"] = Field(
@@ -140,7 +140,7 @@ def inputs_of(context: Context, split: Split) -> list[Modality]:
 def prediction_table(
     cohort: Cohort, rows: np.ndarray, predicted: np.ndarray, task: str = "classification"
 ) -> pd.DataFrame:
-    """One row a sample: id, roi, patient, then label and p_0, p_1, ... or time, event and risk."""
+    """One row per sample: id, roi, patient, then label and p_0, p_1, ... or time, event and risk."""
     table = cohort.table.iloc[rows].reset_index(drop=True)
     if task == "survival":
         named = table[["id", "roi", "patient", "survival_months", "event"]]

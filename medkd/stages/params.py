@@ -1,4 +1,4 @@
-"""Stage parameters: one pydantic class a stage, from which notebook cell, command line and report table come."""
+"""Stage parameters: one pydantic class per stage, from which notebook cell, command line and report table come."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class StageParams(BaseModel):
         return "\n".join(lines)
 
     def rows(self) -> list[dict[str, str]]:
-        """One row a parameter (name, value, default, meaning) for the report."""
+        """One row per parameter (name, value, default, meaning) for the report."""
         return [
             {
                 "parameter": name,

@@ -52,7 +52,7 @@ class ContrastParams(RareParams):
     """Parameters of a training run with the contrastive loss; `PAPER` and `MOCO_V2` hold published settings."""
 
     epochs: int = Field(10, description="passes over the common classes (paper: 200)", ge=1)
-    batch_size: int = Field(64, description="images a step (paper: 16)", ge=2)
+    batch_size: int = Field(64, description="images per step (paper: 16)", ge=2)
     lr: float = Field(0.06, description="learning rate of SGD at the start (paper: .03)", gt=0)
     sgd_momentum: float = Field(0.9, description="momentum of SGD", ge=0, lt=1)
     weight_decay: float = Field(1e-4, description="L2 penalty of SGD", ge=0)

@@ -43,9 +43,9 @@ class BaselineParams(ContrastParams):
     stage: ClassVar[str] = "06_baselines"
 
     by_lesion: bool = shared(True, "keep other images of a support lesion out of the query set")
-    episode_shots: int = Field(5, description="ProtoNet: support images a common class in an episode", ge=1)
+    episode_shots: int = Field(5, description="ProtoNet: support images per common class in an episode", ge=1)
     scratch_epochs: int = Field(20, description="scratch: epochs of `scratch_steps` steps on the support set", ge=1)
-    scratch_steps: int = Field(10, description="scratch: steps an epoch", ge=1)
+    scratch_steps: int = Field(10, description="scratch: steps per epoch", ge=1)
     oracle_epochs: int = Field(30, description="oracle: passes over 70% of the rare images", ge=1)
 
 

@@ -35,14 +35,14 @@ class TeacherParams(OptimiserParams):
     shrinkage: Literal["weighted", "plain"] = Field(
         "weighted", description='"weighted" (as T-SVDNet) or "plain" soft threshold of singular values'
     )
-    n_views: Literal[2, 4, 6, 8] = Field(4, description="views a modality in the low-rank tensor: 2, 4, 6 or 8")
+    n_views: Literal[2, 4, 6, 8] = Field(4, description="views per modality in the low-rank tensor: 2, 4, 6 or 8")
     momentum_views: bool = Field(True, description="views of the momentum copy in the low-rank tensor")
     mu: float = Field(1e-5, description="penalty mu of M3LR at the start", gt=0)
     max_mu: float = Field(1.0, description="ceiling of mu", gt=0)
     mu_growth: float = Field(1.1, description="factor on mu a step", ge=1)
     orthogonal: float = Field(0.0, description="weight of the orthogonality of the branches' features; 0: none", ge=0)
     mean_teacher: float = Field(1.0, description="weight of the KL towards the momentum copy; 0 leaves it out", ge=0)
-    n_teachers: Literal[1, 2, 3] = Field(1, description="momentum branches that teach a branch: own, fused, other")
+    n_teachers: Literal[1, 2, 3] = Field(1, description="momentum branches that teach each: 1 own, 2 also fused, 3 all")
     l1: float = Field(3e-4, description="L1 penalty on a vector encoder's weights", ge=0)
     momentum: float = Field(0.99, description="largest momentum of the momentum copy", ge=0, lt=1)
 

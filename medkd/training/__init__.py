@@ -1,1 +1,1 @@
-"""Training: the one loop, and one step class a stage."""
+"""Training: the one loop, and one step class per stage."""

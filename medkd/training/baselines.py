@@ -82,7 +82,7 @@ def build_baseline(name: str, *, dim: int, labels: Tensor, n_negatives: int, gen
         name: key of `BASELINES`.
         dim: length of both features.
         labels: class of every training row, shape (n_train,), for CRD's memory.
-        n_negatives: negatives an anchor, for CRD.
+        n_negatives: negatives per anchor, for CRD.
         generator: seeds regressors, heads and banks.
 
     Raises:

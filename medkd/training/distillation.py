@@ -218,7 +218,7 @@ class DistillationStep(Step):
             n_shown: of the candidates with the largest and with the smallest discrepancy, each.
 
         Returns:
-            One row an anchor and candidate: `anchor`, `candidate` (rows of the cohort), `rank` (0: largest
+            One row per anchor and candidate: `anchor`, `candidate` (rows of the cohort), `rank` (0: largest
             discrepancy), `discrepancy`; empty for other methods than GMCD and where there are no classes.
         """
         if self.recipe.method != "gmcd" or self.sampler.exact:

@@ -75,12 +75,12 @@ class EpisodeStep(Step):
         encoder: images -> features (n, d).
         images: the image modality.
         rows_by_class: row numbers of each common class, two classes or more.
-        k_shot: support images a class.
+        k_shot: support images per class.
         batch_size: images of an episode; what the support leaves is the query.
         device, precision: where and in which precision the encoder runs.
 
     Raises:
-        ParameterError: if the batch has no room for a query image a class, or a class has too few images.
+        ParameterError: if the batch has no room for a query image per class, or a class has too few images.
 
     Source:
         Snell, Swersky, Zemel 2017, arXiv:1703.05175, algorithm 1.
@@ -105,7 +105,7 @@ class EpisodeStep(Step):
         if len(self.rows) < 2 or self.n_query < 1 or fewest < k_shot + self.n_query:
             raise ParameterError(
                 f"an episode of {batch_size} images over {len(self.rows)} classes needs two classes, {k_shot} support "
-                f"and one query image a class, and the smallest class has {fewest}; change batch_size or episode_shots"
+                f"and one query image per class; the smallest class has {fewest}; change batch_size or episode_shots"
             )
 
     def loss(self, rows: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor | float]]:

@@ -104,7 +104,7 @@ def fit(
         rows: row numbers to train on, shape (n,), int64.
         optimizer: over the parameters that learn.
         epochs: passes over `rows`.
-        batch_size: rows a step, at most n.
+        batch_size: rows per step, at most n.
         schedule: factor on the learning rate by epoch.
         seed: seeds order, augmentation and dropout.
         folder: where checkpoints lie; that of the end stays, for `medkd.training.checkpoint.clear_checkpoints`.
@@ -114,7 +114,7 @@ def fit(
         checkpoint_seconds: least time between two checkpoints, which are written between steps.
 
     Returns:
-        History: one row an epoch with epoch, lr, seconds, the mean of every logged number, and validation numbers.
+        History: one row per epoch with epoch, lr, seconds, the mean of every logged number, and validation numbers.
 
     Raises:
         TrainingError: the loss is not finite (names step, terms and batch; the last checkpoint, written while all was

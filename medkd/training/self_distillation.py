@@ -74,7 +74,7 @@ class SelfDistillationStep(Step):
         device, precision: where and in which precision the encoder runs.
 
     Source:
-        Sun et al. 2021, eq. 1 to 5; Sun et al. 2024, eq. 6 to 9 (DIC) and Table 7.
+        Sun et al. 2021; numbers of Sun et al. 2024: eq. 1 to 5, eq. 6 to 9 (DIC) and Table 7.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class SelfDistillationStep(Step):
         self.set_temperatures(dispersion(features, self._train_labels().cpu(), n_way, kind=self.dispersion_kind))
 
     def set_temperatures(self, spread: Tensor) -> None:
-        """Temperatures from one number a class, shape (n_way,): dispersion (DIC) or count (DDL)."""
+        """Temperatures from one number per class, shape (n_way,): dispersion (DIC) or count (DDL)."""
         found = dispersion_temperatures(spread, gamma=self.gamma, form=self.temperature_form)
         self.student.temperatures.copy_(found)
 

@@ -36,7 +36,7 @@ class TeacherRecipe:
             3 also the other modality's; the fused branch always learns from its own.
         low_rank_weight: Lambda of M3LR; 0 leaves it out.
         shrinkage: "weighted" or "plain", see `medkd.losses.lowrank.shrink`.
-        n_views: views a modality in the low-rank tensor, 2, 4, 6 or 8.
+        n_views: views per modality in the low-rank tensor, 2, 4, 6 or 8.
         momentum_views: False leaves the views of the momentum copy out (an ablation).
         mu, max_mu, mu_growth: penalty of M3LR at the start, its ceiling, and its factor a step.
         orthogonal: weight of the orthogonality between the two branches; 0 leaves it out.
@@ -157,8 +157,8 @@ class TeacherStep(Step):
         """Singular values of one batch's affinity tensors before and after the shrinkage, for a figure.
 
         Returns:
-            One row a modality, state ("before", "after"), frequency and rank: `value`. Networks are in eval mode; mu is
-            that of the epoch that was kept. Empty if the low-rank term is left out.
+            One row per modality, state ("before", "after"), frequency and rank: `value`. In eval mode, with the mu of
+            the epoch that was kept. Empty if the low-rank term is left out.
         """
         if self.low_rank is None:
             return pd.DataFrame(columns=["modality", "state", "frequency", "rank", "value"])

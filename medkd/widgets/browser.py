@@ -29,7 +29,7 @@ class CohortBrowser(widgets.VBox):
         split: parts of its first fold, to filter by; None leaves the filter out.
         findings: of `medkd.data.checks.check`, shown on top.
         size: side of the decoded images, px.
-        n_shown: samples a page.
+        n_shown: samples per page.
 
     Attributes:
         rows: row numbers that pass the filter, shape (n,).

@@ -24,7 +24,7 @@ from medkd.report.style import PALETTE, panels
 from medkd.widgets.pictures import gallery, picture, side_by_side
 from medkd.widgets.place import is_interactive
 
-N_COLUMNS, ROW_HEIGHT = 3, 290  # views a row, and their height in px
+N_COLUMNS, ROW_HEIGHT = 3, 290  # views per row, and their height in px
 TINTS = tuple(to_hex([0.55 + 0.45 * part for part in to_rgb(colour)]) for colour in PALETTE)
 GREY = "#d9d9d9"
 HOW = (
@@ -71,7 +71,7 @@ class FeatureExplorer(widgets.VBox):
 
     @property
     def selection(self) -> pd.DataFrame:
-        """The rows of the selected images, one a method and image, as they are exported."""
+        """The rows of the selected images, one per method and image, as they are exported."""
         return self._points[np.isin(self._image, self.selected)].reset_index(drop=True)
 
     def select(self, images: np.ndarray, *, source: str = "") -> None:
@@ -234,11 +234,11 @@ def explore(
     """The feature explorer where somebody can use it; elsewhere a figure of the same panels, coloured by class.
 
     Args:
-        points: one row a method and image, of `medkd.evaluation.points.points_table`.
+        points: one row per method and image, of `medkd.evaluation.points.points_table`.
         cohort: whose images they are; views, figure and captions say so where it is simulated.
         methods: which of them to show, one view each, in this order; None shows all.
         size: side of the images, px.
-        n_shown: images a page.
+        n_shown: images per page.
         folder: where selections are exported to as `selection_<n>.csv`; by default `selections` among the reports.
 
     Returns:

@@ -171,7 +171,7 @@ def inspect_errors(
     """The error inspector where somebody can use it; elsewhere the figure `error_pages`.
 
     Args:
-        predictions: table `predictions` of stage 07, one row a method, setting, part and image.
+        predictions: table `predictions` of stage 07, one row per method, setting, part and image.
         cohort: whose images they are; the view says so where it is simulated.
         method: whose errors are shown first; None takes the last of the table.
         beside: method whose maps stand beside; None takes the first of the table that is another one.

@@ -379,7 +379,7 @@ def test_no_rule_on_the_hidden_strengths_is_right_for_all_rare_lesions():
 
 
 def test_colour_alone_is_a_poor_guide_to_the_rare_classes():
-    """Five support images a class, nearest mean of a 16-pixel thumbnail: little above the 1/3 of guessing."""
+    """Five support images per class, nearest mean of a 16-pixel thumbnail: little above the 1/3 of guessing."""
     cohort = rare_skin.make(n_images=400, image_size=32)
     rare = cohort.take(cohort.rows_of(cohort.rare_classes))
     raw = rare.images["dermoscopic"].load(16).reshape(len(rare), -1).astype(np.float64)

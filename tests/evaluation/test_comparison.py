@@ -15,7 +15,7 @@ METHODS = ("teacher", "image only", "genes only", "CE only", "KD")
 
 
 def patches(n_patients=18):
-    """Three folds in which every patient is tested once, two ROIs of three patches a patient."""
+    """Three folds in which every patient is tested once, two ROIs of three patches per patient."""
     rows = [
         (f"p{patient}-{roi}-{patch}", f"p{patient}-{roi}", f"p{patient}", patient % 3, patient % 9 // 3)
         for patient in range(n_patients)

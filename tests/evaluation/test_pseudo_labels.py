@@ -18,7 +18,7 @@ def support(n_way=3, n_each=5):
 
 @pytest.mark.parametrize("n_way", [2, 3])
 def test_probabilities_minimise_the_penalised_likelihood(n_way):
-    """At the optimum of sum(CE) + |W|^2 / (2 C) over one vector a class, W = C * sum (y - p) x^T gives back p."""
+    """At the optimum of sum(CE) + |W|^2 / (2 C) over one vector per class, W = C * sum (y - p) x^T gives back p."""
     features, labels = support(n_way)
     soft = label_with_logistic_regression(features, labels, features, n_way=n_way, C=0.5)
     assert soft.shape == (len(labels), n_way)

@@ -81,6 +81,28 @@ def test_second_call_adds_lines_in_the_next_colour(ax):
     assert [line.get_color() for line in ax.lines] == list(PALETTE[:2])
 
 
+def test_a_method_with_a_colour_of_its_own_has_its_full_line_and_many_methods_have_no_bands(ax):
+    """CRC-32 gives "RKD" the colour of another method; whoever comes first in the table, CE only keeps its line."""
+    names = ["RKD", "SP", "PKT", "CC", "VID", "CE only", "KD"]
+    rows = [
+        {"method": name, "epoch": epoch, "loss": epoch * run} for name in names for epoch in (1, 2) for run in (1, 2)
+    ]
+    figures_results.method_curves(pd.DataFrame(rows), "loss", ax)
+    lines = {line.get_label(): line for line in ax.lines}
+    for name in ("CE only", "KD"):
+        assert (lines[name].get_color(), lines[name].get_linestyle()) == (METHOD_COLOURS[name], "-")
+    assert not ax.collections
+
+
+def test_weights_of_panels_that_share_an_axis_are_not_cut_off():
+    _, (first, second) = plt.subplots(1, 2, sharey=True)
+    for top, ax in ((3.0, first), (5.0, second)):
+        figures_results.weights_over_time(
+            pd.DataFrame({"epoch": [1, 2], "weight_kd_teacher": [1, top]}), ["weight_kd_teacher"], ax
+        )
+    assert first.get_ylim() == second.get_ylim() == (0, pytest.approx(5.25))
+
+
 def test_method_curves_draw_one_colour_a_method(ax):
     history = pd.DataFrame(
         {"method": ["KD", "KD", "KD", "GMCD"], "part": [0, 1, 0, 0], "epoch": [1, 1, 2, 1], "val_auc": [1.0, 2, 4, 3]}

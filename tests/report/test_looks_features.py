@@ -70,4 +70,4 @@ def test_caption_of_an_embedding_holds_every_parameter_and_says_where_methods_we
     ):
         assert part in caption, part
     alone = embedding_caption(embedding.assign(reference="").iloc[:-21], seed=7)
-    assert "fitted alone" in alone and "n = 9 to 10 images a method" in alone and "n_neighbors 9" in alone
+    assert "fitted alone" in alone and "n = 9 to 10 images per method" in alone and "n_neighbors 9" in alone

@@ -124,6 +124,27 @@ def test_numbers_are_rounded_ids_are_not_and_headers_have_a_scope(report):
     assert len(html.all("td", **{"class": "number"})) == 4 + 2  # n and share twice; both intervals of the summary
 
 
+def test_a_column_whose_numbers_need_rounding_has_three_digits_throughout_and_no_tiny_number_becomes_nothing(report):
+    folder, _ = report
+    text = "method,share,lr,n\nKD,0.31,0.001,5\nCE,0.00743219,3.25e-06,12\nGMCD,2.5e-07,0.1,7\n"
+    (folder / "tables" / f"{STAGE}-summary.csv").write_text(text)
+    shown = body_rows(read(report), "method")
+    assert shown[4:16] == [
+        "KD",
+        "0.310",
+        "0.001",
+        "5",
+        "CE",
+        "0.007",
+        "3.25e-06",
+        "12",
+        "GMCD",
+        "2.5e-07",
+        "0.100",
+        "7",
+    ]
+
+
 def test_a_summary_stands_on_top_once_with_its_intervals(report):
     html = read(report)
     assert html.text.count("Test performance.") == 1

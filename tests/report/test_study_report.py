@@ -249,7 +249,7 @@ def test_ties_are_methods_whose_interval_to_the_best_holds_zero():
         [("b", -0.1, -0.3, 0.1), ("c", -0.4, -0.6, -0.2)], columns=["method", "difference", "low", "high"]
     )
     table = comparison_table(summary, gaps, "a", "auc_macro").set_index("method")
-    assert table["mark"].tolist() == ["best", "tie", ""]
+    assert table["mark"].tolist() == ["best", "not told apart", ""]
     assert table.loc["c", "minus the best"] == "-0.400 (-0.600 to -0.200)"
 
 

@@ -11,7 +11,7 @@ SIZES = {"a": 60, "b": 50, "<i>r</i>": 16, "s": 24}
 
 @pytest.fixture
 def cohort(lesion_cohort):
-    """Two images a lesion; the smallest class has eight lesions."""
+    """Two images per lesion; the smallest class has eight lesions."""
     return lesion_cohort(SIZES)
 
 

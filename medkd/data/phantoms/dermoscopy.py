@@ -82,7 +82,7 @@ def polar(lesions: Lesions, x: np.ndarray, y: np.ndarray, scale: np.ndarray) -> 
 
 
 def render(rng: np.random.Generator, lesions: Lesions, size: int) -> np.ndarray:
-    """One dermoscopic image a row of `lesions` as uint8 RGB, shape (n, size, size, 3)."""
+    """One dermoscopic image per row of `lesions` as uint8 RGB, shape (n, size, size, 3)."""
     pixels = np.empty((len(lesions.tone), size, size, 3), np.uint8)
     for start in range(0, len(pixels), drawing.CHUNK):
         part = slice(start, start + drawing.CHUNK)

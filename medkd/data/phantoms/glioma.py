@@ -41,8 +41,8 @@ def make(
 
     Args:
         n_patients: patients, 10 to 5000.
-        n_rois: regions of interest a patient, 1 to 9.
-        n_patches: patches a region, 1 to 9.
+        n_rois: regions of interest per patient, 1 to 9.
+        n_patches: patches per region, 1 to 9.
         image_size: side of a patch in pixels, 16 to 512.
         label_noise: probability that the recorded grade is a neighbour of the true one, 0 to 0.5.
         seed: seed of every draw, >= 0.
@@ -115,7 +115,7 @@ def _cohort(name: str, title: str, settings: dict[str, Any]) -> Cohort:
 
 
 def _draw_patients(rng: np.random.Generator, n: int, label_noise: float) -> pd.DataFrame:
-    """Latents, true grade and recorded grade, one row a patient."""
+    """Latents, true grade and recorded grade, one row per patient."""
     n_screened = int(np.ceil(n * (1.0 + BORDERLINE)))
     shared, omic, image = (rng.standard_normal((n_screened, width)) for width in (N_SHARED, N_OMIC, N_IMAGE))
     noise_share = 1.0 - SHARED_SHARE - OMIC_SHARE - IMAGE_SHARE

@@ -50,7 +50,7 @@ def make(*, n_lesions: int = 400, image_size: int = 64, spread: float = SPREAD, 
         seed: seed of every draw, >= 0.
 
     Returns:
-        Cohort with images "clinical" and "dermoscopic", one row a lesion; some patients have two lesions. The columns
+        Cohort with images "clinical" and "dermoscopic", one row per lesion; some patients have two lesions. The columns
         `latent_dermoscopic_*` and `latent_clinical_*` hold the hidden strengths.
 
     Raises:

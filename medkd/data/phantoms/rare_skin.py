@@ -15,7 +15,7 @@ from medkd.data.phantoms import dermoscopy, drawing
 CLASSES = ("NV", "MEL", "BKL", "BCC", "AKIEC", "VASC", "DF")
 BASE_CLASSES, RARE_CLASSES = ("NV", "MEL", "BKL", "BCC"), ("DF", "AKIEC", "VASC")
 PUBLISHED_COUNTS = np.array([6705, 1113, 1099, 514, 327, 142, 115])  # images of HAM10000, in the order of CLASSES
-MIN_LESIONS = 28  # of a class: tasks with five support lesions a class then keep 23 or more to classify
+MIN_LESIONS = 28  # of a class: tasks with five support lesions per class then keep 23 or more to classify
 IMAGES_A_LESION = (0.62, 0.26, 0.12)  # probabilities of 1, 2 and 3 images
 SPREAD = 0.44
 PROFILES = np.stack(
