@@ -170,6 +170,8 @@ def assigned(given: list[str] | None) -> dict[str, Any]:
             values[name] = json.loads(value)
         except json.JSONDecodeError:
             values[name] = {"True": True, "False": False}.get(value, value)
+        except (ValueError, RecursionError):  # a number of thousands of digits, brackets without end
+            raise ParameterError(f"-p {name}=... is longer than any value; shorten it") from None
     return absolute_files(values, Path())
 
 
@@ -180,6 +182,10 @@ def told(status: int = 2, *, interrupted: str = "interrupted") -> Iterator[None]
         yield
     except MedkdError as error:
         fail(str(error), status)
+    except BrokenPipeError:  # of `medkd ... | head`
+        raise
+    except OSError as error:  # a full disk, a folder that may not be written to, a name that is too long
+        fail(f"{error.filename or 'a file'}: {error.strerror or error}; mend it and run the same command again", status)
     except KeyboardInterrupt:
         fail(interrupted, 130)
 

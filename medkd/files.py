@@ -60,11 +60,18 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         write(part)
+        part.chmod(0o666 & ~_umask())  # safetensors writes files that their owner alone may read
         with part.open("rb") as handle:
             os.fsync(handle.fileno())
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """Which permissions new files do not get; there is no way to ask without setting it."""
+    os.umask(mask := os.umask(0o077))
+    return mask
 
 
 def check_room(folder: Path, n_bytes: int, *, what: str, remedy: str) -> None:

@@ -31,6 +31,19 @@ def _whole(loader: _Strict, node: yaml.Node) -> Any:
 _Strict.add_constructor("tag:yaml.org,2002:map", _whole)
 
 
+LARGEST = 100_000
+"""Values that a file may hold, aliases written out: a few lines of aliases of aliases stand for billions."""
+
+
+def _n_values(node: yaml.Node, known: dict[int, int]) -> int:
+    """Values in a node, those of an alias counted wherever it stands."""
+    if id(node) not in known:
+        known[id(node)] = 1  # inside of itself: refused when it is constructed
+        inside = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+        known[id(node)] += sum(_n_values(part, known) for part in inside if isinstance(part, yaml.Node))
+    return known[id(node)]
+
+
 def read_yaml(path: Path, *, cure: str = "correct it") -> Any:
     """What a YAML file holds, as plain values.
 
@@ -40,10 +53,15 @@ def read_yaml(path: Path, *, cure: str = "correct it") -> Any:
 
     Raises:
         OSError: there is no such file, or it may not be read.
-        DataError: it is no text, no YAML, has a key twice in one mapping, or an alias inside what it stands for.
+        DataError: it is no text, no YAML, has a key twice in one mapping, an alias inside what it stands for, or more
+            than `LARGEST` values.
     """
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Strict)
+        loader = _Strict(path.read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        if node is not None and _n_values(node, {}) > LARGEST:
+            raise DataError(f"{path} stands for more than {LARGEST:,} values, by aliases of aliases; write it out")
+        return None if node is None else loader.construct_document(node)
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is no UTF-8 text; {cure}") from error
     except yaml.MarkedYAMLError as error:

@@ -110,6 +110,7 @@ def checked_cohort(entry: Entry) -> Cohort:
     Raises:
         ParameterError, DataError: it is not.
     """
+    from medkd.data.episodes import draw_task
     from medkd.data.folds import n_folds_of
     from medkd.models.device import named_device
     from medkd.models.encoders import trunk_width
@@ -117,6 +118,7 @@ def checked_cohort(entry: Entry) -> Cohort:
     from medkd.stages import stage_params
     from medkd.stages.context import cohort_for
     from medkd.stages.paired import chosen_folds, width_of
+    from medkd.training.frozen import check_weights
 
     params = stage_params()[entry.notebook].checked(entry.parameters)
     named_device(params.device)
@@ -125,6 +127,10 @@ def checked_cohort(entry: Entry) -> Cohort:
         trunk_width(params.encoder, width_of(params))
     if getattr(params, "weights", ""):
         weights_sha256(params.encoder, params.weights)
+    for k_shot in getattr(params, "k_shots", []) if cohort.rare_classes else []:
+        draw_task(cohort, k_shot=k_shot, task=0, by_lesion=params.by_lesion, seed=params.seed)
+    if getattr(params, "frozen", False):
+        check_weights(params.encoder, params.weights)
     if hasattr(params, "folds"):
         chosen_folds(cohort, params)
     elif hasattr(params, "split_file"):
@@ -166,6 +172,7 @@ def _state_path(folder: Path, entry: Entry) -> Path:
 def read_state(folder: Path, entry: Entry) -> dict[str, Any]:
     """What `run_entry` wrote of a notebook, {} if it was not run."""
     try:
-        return json.loads(_state_path(folder, entry).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        state = json.loads(_state_path(folder, entry).read_text())
+    except (FileNotFoundError, ValueError):
         return {}
+    return state if isinstance(state, dict) else {}

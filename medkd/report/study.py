@@ -185,6 +185,10 @@ def read_record(folder: Path) -> dict[str, Any]:
     """
     try:
         return json.loads((folder / "study.json").read_text())
+    except ValueError as error:
+        raise DataError(
+            f"{folder / 'study.json'} is damaged ({error}); run `medkd batch` with its file again"
+        ) from None
     except FileNotFoundError:
         studies = sorted(path.parent.name for path in reports_dir().glob("*/study.json"))
         known = f"there are {', '.join(studies)}" if studies else "there are none yet"

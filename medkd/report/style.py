@@ -54,6 +54,7 @@ def use_style() -> None:
             "axes.prop_cycle": cycler(color=PALETTE),
             "lines.linewidth": 1.2,
             "pdf.fonttype": 42,
+            "text.parse_math": False,  # a class may be called "$x_$"
         }
     )
 

@@ -44,7 +44,7 @@ class EvaluationParams(PairedParams):
         "self_distillation": SelfDistillationParams,
     }
 
-    k_shots: list[int] = shared([5], "rare-disease chain: labelled images per class (K)")
+    k_shots: list[int] = shared([5], "rare-disease chain: labelled images per class (K)", min_length=1)
     n_tasks: int = shared(2, "rare-disease chain: random tasks for each K", ge=1)
     by_lesion: bool = shared(True, "keep other images of a support lesion out of the query set")
     folds: int = shared(2, "teacher-student chain: folds to evaluate, from fold 0 on", ge=1)

@@ -43,8 +43,8 @@ def all_runs(stage: str = "") -> pd.DataFrame:
         stage: name of a stage, or its beginning ("02"); empty for all.
     """
     rows = []
-    for path in sorted(runs_dir().glob(f"{stage}*/*/run.json")):
-        if (run := load_folder(path.parent)) is None:
+    for path in sorted(runs_dir().glob("*/*/run.json")):
+        if not path.parts[-3].startswith(stage) or (run := load_folder(path.parent)) is None:
             continue
         headline = next((name for name in HEADLINES if name in run.metrics), "")
         rows.append(
@@ -128,12 +128,19 @@ def remove(items: Sequence[Leftover]) -> list[Leftover]:
 
 
 def _keys_in_reports() -> Iterator[str]:
-    """Keys of runs that any report's index names."""
+    """Keys of runs that any report's index names.
+
+    Raises:
+        DataError: an index cannot be read, so that what it names is not known.
+    """
     for path in reports_dir().rglob("index/*.json"):
         try:
-            yield from json.loads(path.read_text()).get("runs", [])
-        except (OSError, ValueError):
-            continue
+            yield from json.loads(path.read_text())["runs"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{path} is damaged, so which runs that report needs is not known; run its notebook again, or remove "
+                "the report's folder"
+            ) from error
 
 
 def _is_locked(folder: Path) -> bool:

@@ -21,6 +21,9 @@ def unkeyed(default: Any, description: str, **limits: Any) -> Any:
     return Field(default, description=description, json_schema_extra={"shared": True, "unkeyed": True}, **limits)
 
 
+SAME = ("dataset", "root", "seed", "n_folds", "split_file", "task", "main", "second", "by_lesion")
+"""Fields that are alike in a whole chain: with others an upstream network may have seen test samples of this stage."""
+
 FILES = ("split_file", "weights")
 """Parameters of any stage that may name a file."""
 
@@ -91,8 +94,20 @@ class StageParams(BaseModel):
         return params
 
     def of(self, upstream: str) -> StageParams:
-        """Parameters of an upstream stage: this stage's shared values, then the overrides in the field of that name."""
+        """Parameters of an upstream stage: this stage's shared values, then the overrides in the field of that name.
+
+        Raises:
+            ParameterError: an override is unknown, out of range, or of a field of `SAME` with another value.
+        """
         target = self.upstream[upstream]
+        for name, value in getattr(self, upstream).items():
+            own = getattr(self, name, value)
+            if name in SAME and value != own:
+                raise ParameterError(
+                    f"{self.stage}: {upstream} = {{{name!r}: {value!r}}} differs from {name} = {own!r}; leave it out "
+                    f"and set {name} itself: stages of a chain see one cohort and one split, or an upstream network "
+                    "might have seen test samples of this stage"
+                )
         handed_on = {
             name: getattr(self, name)
             for name, field in type(self).model_fields.items()

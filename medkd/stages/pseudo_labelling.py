@@ -39,7 +39,9 @@ class PseudoLabelParams(RareParams):
     upstream: ClassVar[dict] = {"moco": MocoParams}
 
     k_shots: list[int] = unkeyed(
-        [1, 3, 5], "labelled images per rare class (K), one set of tasks each (paper: 1, 3, 5; also 10, 20)"
+        [1, 3, 5],
+        "labelled images per rare class (K), one set of tasks each (paper: 1, 3, 5; also 10, 20)",
+        min_length=1,
     )
     n_tasks: int = unkeyed(2, "random tasks for each K", ge=1)
     by_lesion: bool = shared(True, "keep other images of a support lesion out of the query set")

@@ -84,7 +84,7 @@ class SelfDistillationParams(ContrastParams):
 
     epochs: int = Field(6, description="passes over the common classes (paper: 200)", ge=1)
     warmup_epochs: int = Field(1, description="epochs in which the learning rate climbs to its start (paper: 0)", ge=0)
-    k_shots: list[int] = unkeyed([5], "labelled images per rare class (K) to run")
+    k_shots: list[int] = unkeyed([5], "labelled images per rare class (K) to run", min_length=1)
     n_tasks: int = unkeyed(2, "random tasks for each K", ge=1)
     by_lesion: bool = shared(True, "keep other images of a support lesion out of the query set")
     methods: list[Literal[tuple(METHODS)]] = Field(

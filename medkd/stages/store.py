@@ -196,6 +196,8 @@ def load_or_make(unit: Unit, make: Callable[[Path], dict[str, Any]]) -> Run:
         if parallel.is_main():
             write_json(unit.folder / "run.json", record)
             clear_checkpoints(unit.folder)
+            for left in unit.folder.glob(".*.part"):  # of an attempt that was killed
+                left.unlink()
         parallel.barrier()
     found = load_folder(unit.folder)
     return replace(found, made=True)

@@ -297,7 +297,20 @@ def test_each_worker_sees_one_gpu(project, monkeypatch):
         seen = client.run(lambda: os.environ["CUDA_VISIBLE_DEVICES"])
         addresses = list(seen)
     assert sorted(seen.values()) == ["3", "GPU-8f"]
-    assert all(address.startswith("tcp://127.0.0.1:") for address in addresses)
+    assert all(address.startswith("tls://127.0.0.1:") for address in addresses)
+
+
+@pytest.mark.slow
+def test_nobody_talks_to_a_studys_scheduler_without_its_certificate(project, monkeypatch):
+    from distributed import Client
+
+    monkeypatch.setattr(engine, "gpus", list)
+    with engine._client("", "", 1, 5) as client:
+        client.wait_for_workers(1, timeout=60)
+        address = client.scheduler.address
+        for stranger in (address, address.replace("tls://", "tcp://")):
+            with pytest.raises((OSError, TypeError)):
+                Client(stranger, timeout=2).close()
 
 
 def test_an_address_where_no_scheduler_is_and_a_bad_jobqueue_file_are_told(project, monkeypatch):

@@ -106,6 +106,10 @@ def test_files_that_are_no_study_are_named(tmp_path):
         (tmp_path / "study.yaml").write_text(good + more)
         with pytest.raises(DataError, match=f"is no readable YAML in line [0-9]+: .*{problem}"):
             Study.read(tmp_path / "study.yaml")
+    bomb = "\n".join(f"  x{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9))
+    (tmp_path / "study.yaml").write_text(f"{good}\nparameters:\n  x0: &a0 [1]\n{bomb}\n")
+    with pytest.raises(DataError, match="stands for more than 100,000 values"):
+        Study.read(tmp_path / "study.yaml")
     (tmp_path / "study.yaml").write_bytes("name: Größe".encode("latin-1"))
     with pytest.raises(DataError, match="is no UTF-8 text"):
         Study.read(tmp_path / "study.yaml")

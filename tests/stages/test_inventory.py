@@ -110,6 +110,16 @@ def test_gc_waits_for_reports_and_studies_that_are_running(runs):
     assert runs[1].folder.exists()
 
 
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"runs": ["0'])
+def test_gc_removes_nothing_while_an_index_is_damaged(runs, content):
+    refer(runs[2])
+    (index,) = reports_dir().rglob("index/*.json")
+    index.write_text(content)
+    refused = invoke("gc", "--yes")
+    assert refused.exit_code == 2 and f"{index.name} is damaged" in refused.stderr
+    assert all(run.folder.exists() for run in runs)
+
+
 @pytest.mark.parametrize("content", [b"{}", b"[]", b"\xff\x00", b'{"stage": '])
 def test_a_damaged_record_counts_as_unfinished_and_hides_no_other(runs, content):
     (runs[1].folder / "run.json").write_bytes(content)

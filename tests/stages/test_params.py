@@ -47,6 +47,23 @@ def test_a_wrong_upstream_parameter_is_refused_by_the_stage_that_hands_it_on():
         DistillationParams.checked({"teacher": {"epoch": 3}})
 
 
+@pytest.mark.parametrize(
+    ("given", "wrong"),
+    [
+        ({"teacher": {"n_folds": 4}}, "teacher = {'n_folds': 4} differs from n_folds = 5"),
+        ({"teacher": {"seed": 5}}, "differs from seed = 0"),
+        ({"teacher": {"dataset": "phantom-paired-skin"}}, "set dataset itself"),
+        ({"teacher": {"task": "survival"}}, "might have seen test samples"),
+    ],
+)
+def test_a_teacher_of_another_split_or_cohort_is_refused(given, wrong):
+    with pytest.raises(ParameterError, match=wrong):
+        DistillationParams.checked(given)
+    with pytest.raises(ParameterError, match=wrong):
+        EvaluationParams.checked(given)
+    assert DistillationParams.checked({"n_folds": 4, "teacher": {"n_folds": 4}}).of("teacher").n_folds == 4
+
+
 def test_shared_values_reach_the_upstream_stage_and_its_own_do_not():
     teacher = DistillationParams(seed=3, image_size=64, epochs=7, teacher={"lr": 0.5}).of("teacher")
     assert (teacher.seed, teacher.image_size, teacher.lr) == (3, 64, 0.5)

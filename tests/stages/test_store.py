@@ -47,6 +47,17 @@ def test_a_failed_making_is_not_taken_for_finished_and_keeps_its_files(project):
     }
 
 
+def test_what_a_killed_attempt_left_goes_and_colleagues_may_read_the_rest(project):
+    def make(folder):
+        (folder / ".model.safetensors.123.part").write_text("half")
+        write_tensors(folder / "model.safetensors", {"a": torch.zeros(2)})
+        return {}
+
+    folder = load_or_make(unit(), make).folder
+    assert not list(folder.glob(".*.part"))
+    assert (folder / "model.safetensors").stat().st_mode & 0o777 == (folder / "run.json").stat().st_mode & 0o777
+
+
 def test_checkpoints_go_when_the_run_is_finished_and_not_before(project):
     """What follows a training (predictions, features, tables) may fail, and must not cost it."""
     left = ["checkpoint.9.json", "checkpoint.9.safetensors"]
