@@ -34,7 +34,7 @@ class _Entry:
 def unpack(archive: Path, folder: Path) -> list[Path]:
     """Unpack a zip or tar archive into a folder; a killed or failed call leaves what was there before.
 
-    Entries that exist are replaced. Folders that macOS adds are passed over.
+    Files that exist are replaced. Folders that macOS adds are passed over.
 
     Args:
         archive: `.zip`, `.tar` or `.tar.gz`.
@@ -45,7 +45,8 @@ def unpack(archive: Path, folder: Path) -> list[Path]:
 
     Raises:
         DataError: the archive is damaged or encrypted, does not fit the disk, or has an entry that is a link, a device,
-            or would lie outside the folder; nothing was written then.
+            a file where another entry or the folder has a folder (or the reverse), or would lie outside the folder;
+            nothing was written then.
     """
     archive, folder = Path(archive), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,6 +55,7 @@ def unpack(archive: Path, folder: Path) -> list[Path]:
     try:
         with _opened(archive) as (entries, open_entry):
             n_bytes = sum(entry.n_bytes for entry in entries)
+            _refuse_clashes([entry.name for entry in entries], archive, folder)
             check_room(folder, n_bytes, what="the unpacked files", remedy="choose another folder")
             part.mkdir()
             with tqdm(total=n_bytes, desc=f"unpack {archive.name}", unit="B", unit_scale=True) as bar:
@@ -73,13 +75,14 @@ def _opened(archive: Path) -> Iterator[tuple[list[_Entry], Any]]:
     """The checked entries of an archive, and a function that opens one by its handle."""
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as opened:
-            yield [_zip_entry(info, archive) for info in opened.infolist() if _wanted(info.filename)], opened.open
+            entries = [_zip_entry(info, archive) for info in opened.infolist() if _wanted(info.filename)]
+            yield _consistent(entries, archive), opened.open
     elif tarfile.is_tarfile(archive):
         with tarfile.open(archive) as opened:
             members = [member for member in opened if not member.isdir() and _wanted(member.name)]
             while opened.fileobj.read(CHUNK):  # gzip's checksum stands at its end, where tarfile does not look
                 pass
-            yield [_tar_entry(member, archive) for member in members], opened.extractfile
+            yield _consistent([_tar_entry(member, archive) for member in members], archive), opened.extractfile
     else:
         raise DataError(f"{archive} is no zip or tar archive, or is damaged; download it again")
 
@@ -108,6 +111,33 @@ def _inside(name: str, archive: Path) -> str:
     if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in name or ":" in path.parts[0]:
         raise _refused(archive, name, "would lie outside the folder")
     return path.as_posix()
+
+
+def _consistent(entries: list[_Entry], archive: Path) -> list[_Entry]:
+    """The entries, none of which is a file and the folder of another one."""
+    folders = _folders([entry.name for entry in entries])
+    for entry in entries:
+        if entry.name in folders:
+            raise _refused(archive, entry.name, "is a file and a folder")
+    return entries
+
+
+def _refuse_clashes(names: list[str], archive: Path, folder: Path) -> None:
+    """Files of the archive where the folder has folders, and the reverse: they cannot be replaced."""
+    for name in names:
+        if (folder / name).is_dir():
+            raise _clash(folder / name, "folder", archive, "file")
+    for name in sorted(_folders(names)):
+        if (folder / name).exists() and not (folder / name).is_dir():
+            raise _clash(folder / name, "file", archive, "folder")
+
+
+def _folders(names: list[str]) -> set[str]:
+    return {parent.as_posix() for name in names for parent in PurePosixPath(name).parents} - {"."}
+
+
+def _clash(path: Path, kind: str, archive: Path, other: str) -> DataError:
+    return DataError(f"{path} is a {kind} and {archive} has a {other} there; nothing was unpacked, move it away")
 
 
 def _refused(archive: Path, name: str, what: str) -> DataError:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from medkd.data.cohort import Cohort
 from medkd.data.folds import Split, check_disjoint, n_folds_of, split_rows
-from medkd.errors import DataError, first_few
+from medkd.errors import DataError, ParameterError, first_few
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ def check(
 ) -> list[Finding]:
     """What is wrong with a cohort, errors first; an empty list if nothing is.
 
-    Errors are images that cannot be read, a patient (or lesion) in two parts of a fold, published splits that are not
-    usable, and one image file under two patients. Warnings are a grouping that is not published, and classes with
-    fewer groups than folds.
+    Errors are images that cannot be read, a patient (or lesion) in two parts of a fold, fold settings or published
+    splits that are not usable, and one image file under two patients. Warnings are a grouping that is not published,
+    and classes with fewer groups than folds.
 
     Args:
         cohort: to look at.
@@ -43,9 +43,6 @@ def check(
         seed: likewise.
         val_fraction: likewise.
         split_file: likewise.
-
-    Raises:
-        ParameterError: if the fold settings are out of range.
     """
     findings = _unreadable(cohort)
     findings += _leaks(cohort, n_folds, seed, val_fraction, split_file)
@@ -97,11 +94,13 @@ def _leaks(cohort: Cohort, n_folds: int, seed: int, val_fraction: float, split_f
         n_folds = n_folds_of(cohort, n_folds, split_file)
     except DataError as error:
         return [Finding("leak", True, str(error))]
-    findings = []
+    findings: list[Finding] = []
     for fold in range(n_folds):
         settings = {"n_folds": n_folds, "seed": seed, "val_fraction": val_fraction, "split_file": split_file}
         try:
             check_disjoint(cohort, split_rows(cohort, fold=fold, **settings))
+        except ParameterError as error:  # most often a cohort that is too small; the other folds lack the same
+            return [*findings, Finding("leak", True, str(error))]
         except DataError as error:
             findings.append(Finding("leak", True, f"fold {fold}: {error}"))
     return findings

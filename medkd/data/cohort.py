@@ -21,6 +21,9 @@ SURVIVAL_COLUMNS = ("survival_months", "event")
 class ImageSource(Protocol):
     """Where the images of one modality come from; row i belongs to row i of the cohort's table."""
 
+    def __len__(self) -> int:
+        """Number of images."""
+
     def load(self, size: int) -> np.ndarray:
         """Images as uint8 RGB, shape (n, size, size, 3); may be a memory map and must not be written to."""
 

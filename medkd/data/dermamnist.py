@@ -15,10 +15,11 @@ import pandas as pd
 
 from medkd import paths as places
 from medkd.data import isic2018
+from medkd.data.array_cache import made_array, new_pixels
 from medkd.data.arrays import ArrayImages
 from medkd.data.cohort import Cohort
 from medkd.errors import DataError, ParameterError
-from medkd.files import check_room, digest_of, make_once
+from medkd.files import digest_of
 
 TITLE = "DermaMNIST"
 LICENCE = "CC BY-NC 4.0"
@@ -106,8 +107,8 @@ def _pixels(path: Path, n_images: list[int], cache_dir: Path | None) -> np.ndarr
     """The images of all parts under one another as a memory map, unpacked once."""
     folder = (places.cache_dir() if cache_dir is None else Path(cache_dir)) / "arrays"
     target = folder / f"{digest_of(path)[:20]}.npy"
-    make_once(target, lambda written: _unpack(path, n_images, written))
-    return np.load(target, mmap_mode="r")
+    shape = (sum(n_images), None, None, 3)
+    return made_array(target, lambda written: _unpack(path, n_images, written), dtype=np.uint8, shape=shape)
 
 
 def _unpack(path: Path, n_images: list[int], target: Path) -> None:
@@ -121,8 +122,7 @@ def _unpack(path: Path, n_images: list[int], target: Path) -> None:
             )
         if whole is None:
             shape = (sum(n_images), *images.shape[1:])
-            check_room(target.parent, int(np.prod(shape)), what="the unpacked images", remedy="take a smaller size")
-            whole = np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=shape)
+            whole = new_pixels(target, shape, what="the unpacked images", remedy="take a smaller size")
         if images.shape[1:] != whole.shape[1:]:
             raise DataError(f"{part}_images of {path} differ in size from {PARTS[0]}_images; download it again")
         whole[start : start + n] = images

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 import zipfile
 from collections.abc import Callable
@@ -113,8 +114,8 @@ def download(item: Download, folder: Path, *, pause: Callable[[float], Any] = ti
         pause: waits so many seconds before another attempt.
 
     Raises:
-        DataError: the server cannot be reached or refuses, the disk is too full, or the file has not the size or
-            checksum that the publisher gives; a file that is wrong is removed.
+        DataError: the server cannot be reached or refuses, the disk is too full, or the file is empty or has not the
+            size or checksum that the publisher gives; a file that is wrong is removed.
     """
     if urlsplit(item.url).scheme not in ("http", "https"):
         raise DataError(f"{item.url} is no http or https address; correct the source of {item.file}")
@@ -153,30 +154,36 @@ def _load_rest(item: Download, part: Path) -> None:
     """One attempt: append to `part` what it lacks, or load it from the start where the server wants that."""
     stamp_file = _stamp_of(part)
     there = _size(part)
-    stamp = stamp_file.read_text() if stamp_file.is_file() else ""
+    stamp, _, known_total = (stamp_file.read_text() if stamp_file.is_file() else "").partition("\n")
     headers = {"Range": f"bytes={there}-", "If-Range": stamp} if there and stamp else {}
     headers["Accept-Encoding"] = "identity"  # the bytes as they lie there, so that lengths and offsets count them
     with requests.get(item.url, headers=headers | AGENT, stream=True, timeout=TIMEOUT) as answer:
-        if answer.status_code == 416 and there and _total(answer) == there:  # nothing is missing
+        if answer.status_code == 416 and there and _range(answer)[1] == there:  # nothing is missing
             return
         if answer.status_code == 416:
-            part.unlink()
+            part.unlink(missing_ok=True)
             raise _Busy("the server has another version of the file")
         if answer.status_code >= 500 or answer.status_code == 429:
             raise _Busy(f"status {answer.status_code}")
         _refuse_page(item, answer)
-        start = there if answer.status_code == 206 else 0
+        length = _number(answer.headers.get("Content-Length", "")) or 0
+        start, total = _range(answer) if answer.status_code == 206 else (0, length or None)
+        tag = answer.headers.get("ETag", "")
+        other = tag[:1] == stamp[:1] == '"' and tag != stamp
+        other |= total is not None and bool(known_total) and total != _number(known_total)
+        if answer.status_code == 206 and (start != there or (there and (other or not stamp))):
+            part.unlink(missing_ok=True)
+            raise _Busy("the server sent another part of the file, or of another version, than was asked for")
         if not start:
             part.unlink(missing_ok=True)  # before the stamp: bytes of the old version must not meet the new one's stamp
-        stamp_file.write_text(_stamp(answer))
-        length = int(answer.headers.get("Content-Length", 0))
+        stamp_file.write_text(f"{_stamp(answer)}\n{total or known_total}")
         check_room(part.parent, length, what=f"{item.file}: the bytes to load", remedy="choose another folder")
         bar = tqdm(total=start + length or None, initial=start, desc=item.file, unit="B", unit_scale=True)
         with part.open("ab") as file, bar:
             for chunk in answer.iter_content(CHUNK):
                 file.write(chunk)
                 bar.update(len(chunk))
-    if length and _size(part) < start + length:
+    if _size(part) < (total or start + length):
         raise _Busy("the connection ended early")
 
 
@@ -199,6 +206,8 @@ def _check(item: Download, part: Path) -> None:
     n_bytes, fault = part.stat().st_size, ""
     if item.n_bytes and n_bytes != item.n_bytes:
         fault = f"has {n_bytes:,} bytes where the publisher tells {item.n_bytes:,}"
+    elif not n_bytes:
+        fault = "is empty"
     elif item.checksum:
         kind, _, expected = item.checksum.partition(":")
         found = digest_of(part, kind)
@@ -254,9 +263,14 @@ def _stamp(answer: requests.Response) -> str:
     return tag if tag and not tag.startswith("W/") else answer.headers.get("Last-Modified", "")
 
 
-def _total(answer: requests.Response) -> int:
-    total = answer.headers.get("Content-Range", "").rpartition("/")[2]
-    return int(total) if total.isdigit() else -1
+def _range(answer: requests.Response) -> tuple[int | None, int | None]:
+    """Where the bytes of an answer start in the file, and how many the file has; None where the server tells none."""
+    part, _, total = answer.headers.get("Content-Range", "").removeprefix("bytes").partition("/")
+    return _number(part.partition("-")[0].strip()), _number(total.strip())
+
+
+def _number(text: str) -> int | None:
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
 
 
 def _reason(error: Exception) -> str:

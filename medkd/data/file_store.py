@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import zipfile
 import zlib
+from collections import deque
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -41,8 +44,10 @@ class FileStore:
         with self.open(name) as file:
             return file.read()
 
-    def stamp(self, name: str) -> tuple[int, int]:
-        """Size in bytes and modification time in ns (in an archive: its checksum); a changed file has another stamp.
+    def stamp(self, name: str) -> tuple[int, ...]:
+        """What a changed file, and a file of another folder, has differently, so that its content need not be read.
+
+        Size in bytes, times of modification and of change in ns, inode, device; in an archive size and checksum.
 
         Raises:
             OSError: it is not there.
@@ -50,13 +55,16 @@ class FileStore:
         archive = self._archive_of(name)
         if archive is None:
             stat = (self.root / name).stat()
-            return stat.st_size, stat.st_mtime_ns
+            return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev
         return archive.stamp(name)
 
     def holds(self, name: str) -> bool:
         """Whether there is such a file."""
-        archive = self._archive_of(name)
-        return (self.root / name).is_file() if archive is None else name in archive.members
+        try:
+            archive = self._archive_of(name)
+            return (self.root / name).is_file() if archive is None else name in archive.members
+        except OSError:  # a name that is too long for any file
+            return False
 
     def has(self, folder: str) -> bool:
         """Whether there is such a subfolder, or its archive."""
@@ -70,7 +78,7 @@ class FileStore:
         """
         path = self.root / folder
         if path.is_dir():
-            names = [file.relative_to(self.root).as_posix() for file in path.rglob("*") if file.is_file()]
+            names = [file.relative_to(self.root).as_posix() for file in _files_below(path)]
         elif (archive := self._archive_of(f"{folder}/x")) is not None:
             names = list(archive.members)
         else:
@@ -121,7 +129,7 @@ class _Archive:
         except DAMAGED as error:
             raise OSError(f"entry {name} of {self.path.name} is damaged: {error}") from error
 
-    def stamp(self, name: str) -> tuple[int, int]:
+    def stamp(self, name: str) -> tuple[int, ...]:
         entry = self._entry(name)
         return entry.file_size, entry.CRC
 
@@ -129,6 +137,20 @@ class _Archive:
         if name not in self.members:
             raise FileNotFoundError(f"{name} is not in {self.path}")
         return self.members[name]
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Files in a folder and below it, also behind links; each folder once, by a path without links if there is one."""
+    waiting, seen = deque([folder]), set()
+    while waiting:
+        for place, subfolders, files in os.walk(waiting.popleft()):
+            status = os.stat(place)
+            if (status.st_dev, status.st_ino) in seen:
+                subfolders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            yield from (path for name in files if (path := Path(place, name)).is_file())
+            waiting.extend(path for name in sorted(subfolders) if (path := Path(place, name)).is_symlink())
 
 
 def _is_image(path: PurePosixPath) -> bool:

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -18,17 +19,21 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from medkd import paths as places
+from medkd.data.array_cache import made_array, new_pixels
 from medkd.data.file_store import FileStore
 from medkd.errors import DataError, ParameterError, first_few
-from medkd.files import check_room, make_once, write_json
+from medkd.files import write_json
 
 UNREADABLE = Exception
 """What Pillow raises on a damaged file: whatever its format's code comes upon (OSError, SyntaxError, struct.error)."""
 MAX_THREADS = 16
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels."""
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "JPEG2000", "PPM")
+"""What Pillow may take a file for, whatever its name: others are no rasters, or make it start a program (EPS)."""
 DECODER = "2"
 """Version of the decoding below, part of every cache's key."""
+HASH = re.compile("[0-9a-f]{64}")
 
 
 class FileImages:
@@ -37,8 +42,8 @@ class FileImages:
     Every file is decoded to RGB and resized to a square without keeping its aspect ratio, bilinear and antialiased,
     as torchvision's `Resize((size, size))` does with Pillow images (both papers do so). The result for a size is made
     once and kept as a uint8 array in the cache, under a key of the content (the hash of every file, remembered as long
-    as size and modification time stay): a changed file makes a new cache, a moved folder does not. Processes that want
-    the same array make it once, and one that is killed leaves nothing that counts. Sources that `take` made share it.
+    as `FileStore.stamp` stays): a changed file makes a new cache, a moved folder does not. Processes that want the same
+    array make it once, and one that is killed leaves nothing that counts. Sources that `take` made share it.
 
     Colours: 16-bit grey is scaled to 8 bits, transparency is laid over black, CMYK and palettes are converted, and the
     camera's orientation tag is obeyed.
@@ -173,18 +178,18 @@ class _Files:
 
     def header_size(self, name: str) -> tuple[int, int]:
         """Width and height of a file; what `Image.open` raises if it is no image."""
-        with self.store.open(name) as file, Image.open(file) as image:
+        with self.store.open(name) as file, Image.open(file, formats=IMAGE_FORMATS) as image:
             return image.size
 
     @cached_property
     def hashes(self) -> list[str]:
-        """SHA-256 of every file, remembered under a key of the listing: name, size and modification time."""
+        """SHA-256 of every file, remembered under a key of the listing: name and `FileStore.stamp`."""
         stamps, failed = self.each(self.store.stamp, "")
         self._refuse(failed)
         listing = json.dumps([(name, *stamp) for name, stamp in zip(self.names, stamps, strict=True)])
         memo = self.cache / f"{hashlib.sha256(listing.encode()).hexdigest()[:20]}.sha256.json"
-        if memo.is_file():
-            return json.loads(memo.read_text())
+        if (known := _remembered(memo, len(self.names))) is not None:
+            return known
         hashes, failed = self.each(lambda name: hashlib.sha256(self.store.read(name)).hexdigest(), "check images")
         self._refuse(failed)
         self.cache.mkdir(parents=True, exist_ok=True)
@@ -196,17 +201,12 @@ class _Files:
         boxes = "" if self.crops is None else repr(self.crops)
         key = hashlib.sha256("".join((DECODER, *self.hashes, boxes)).encode()).hexdigest()[:20]
         path = self.cache / f"{key}-{size}.npy"
-        make_once(path, lambda part: self._decode_all(part, size))
-        return np.load(path, mmap_mode="r")
-
-    def _make_room(self, size: int) -> None:
-        # A memory map on a full disk does not raise, it kills the process; so the space is counted first.
-        n_bytes = len(self.file_of) * size * size * 3
-        check_room(self.cache, n_bytes, what="the decoded images", remedy="lower image_size")
+        shape = (len(self.file_of), size, size, 3)
+        return made_array(path, lambda part: self._decode_all(part, size), dtype=np.uint8, shape=shape)
 
     def _decode_all(self, part: Path, size: int) -> None:
-        self._make_room(size)
-        pixels = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(len(self.file_of), size, size, 3))
+        shape = (len(self.file_of), size, size, 3)
+        pixels = new_pixels(part, shape, what="the decoded images", remedy="lower image_size")
         boxes = dict(zip(self.names, self.crops or [(None,)] * len(self.names), strict=True))
         failed = self.each(
             lambda name: decode(self.store.read(name), size, boxes[name]), f"decode images at {size} px", into=pixels
@@ -258,11 +258,21 @@ class _Files:
             )
 
 
+def _remembered(memo: Path, n: int) -> list[str] | None:
+    """The n hashes that a file holds; None if it is missing or damaged."""
+    try:
+        hashes = json.loads(memo.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    whole = isinstance(hashes, list) and len(hashes) == n
+    return hashes if whole and all(isinstance(text, str) and HASH.fullmatch(text) for text in hashes) else None
+
+
 def decode(content: bytes, size: int, boxes: Sequence[Box | None] = (None,)) -> np.ndarray:
     """Boxes of an encoded image (None: all of it) as uint8 RGB squares, shape (n_boxes, size, size, 3)."""
     if not content:
         raise OSError("the file is empty")
-    with Image.open(io.BytesIO(content)) as image:
+    with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
         whole = _as_rgb(ImageOps.exif_transpose(image))
     parts = (whole if box is None else whole.crop(box) for box in boxes)  # resize(box=) would look over the border
     return np.stack([np.asarray(part.resize((size, size), Image.Resampling.BILINEAR)) for part in parts])
@@ -270,7 +280,10 @@ def decode(content: bytes, size: int, boxes: Sequence[Box | None] = (None,)) -> 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # Pillow would clip 16 bits at 255
-        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+        deep = np.asarray(image)
+        if deep.min() < 0 or deep.max() > 65535:
+            raise ValueError(f"its pixels are {deep.min()} to {deep.max()}, outside 0 to 65535; save it with 16 bits")
+        return Image.fromarray((deep.astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown scale; save it with 8 or 16 bits")
     if image.has_transparency_data:

@@ -118,11 +118,15 @@ def _skipped(root: Path, known: pd.Series) -> list[str]:
     """The ids that `skip.txt` lists, ascending; none without such a file.
 
     Raises:
-        DataError: if it lists an id that the truth table does not have.
+        DataError: if it is no UTF-8, or lists an id that the truth table does not have.
     """
     if not (root / SKIP).is_file():
         return []
-    listed = sorted({line.strip().removesuffix(".jpg") for line in (root / SKIP).read_text().splitlines()} - {""})
+    try:
+        lines = (root / SKIP).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{root / SKIP} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+    listed = sorted({line.strip().removesuffix(".jpg") for line in lines} - {""})
     if unknown := sorted(set(listed) - set(known)):
         raise DataError(f"{root / SKIP} lists images that {TRUTH}.csv does not have: {first_few(unknown)}; correct it")
     return listed
@@ -133,12 +137,14 @@ def _lesions(root: Path, ids: pd.Series) -> pd.DataFrame | None:
     for name, key in LESION_TABLES.items():
         if not (root / name).is_file():
             continue
-        lesions = (
-            read_table(root / name, (key, "lesion_id"), keys=[key, "lesion_id"])
-            .drop_duplicates(key)
-            .set_index(key)
-            .reindex(ids)
-        )
+        rows = read_table(root / name, (key, "lesion_id"), keys=[key, "lesion_id"])
+        pairs = rows[[key, "lesion_id"]].drop_duplicates()
+        if twice := pairs[key][pairs[key].duplicated()].unique().tolist():
+            raise DataError(
+                f"{root / name} gives several lesions for images {first_few(twice)}, so one lesion could fall into two "
+                "splits; use the publisher's table"
+            )
+        lesions = rows.drop_duplicates(key).set_index(key).reindex(ids)
         without = lesions.index[lesions["lesion_id"].isna()].tolist()
         if without:
             raise DataError(

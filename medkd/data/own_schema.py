@@ -125,7 +125,7 @@ def infer(folder: Path) -> OwnSchema:
         take(name)
     split = take(next((name for name in left if _is_split(table[name])), None))
     patient = take(_named(left, PATIENT_NAMES, lambda name: _n_values(table[name]) > 2))
-    usual = _named(left, LABEL_NAMES, lambda name: 2 <= _n_values(table[name]) <= MAX_CLASSES)
+    usual = _named(left, LABEL_NAMES, lambda name: 2 <= len(_classes(table[name])) <= MAX_CLASSES)
     label = take(usual or _few(table, left))
     if not label:
         raise DataError(
@@ -137,7 +137,7 @@ def infer(folder: Path) -> OwnSchema:
     flags = [name for name in left if _is_flag(table[name])]
     numbers = [name for name in left if name not in flags and _is_number(table[name])]
     words = [name for name in left if name not in (*numbers, *flags) and 2 <= _n_values(table[name]) <= MAX_WORDS]
-    counts = Counter(name for name in table[label] if name.lower() not in NO_LABEL)
+    counts = _classes(table[label])
     classes = sorted(counts, key=lambda name: (-counts[name], name))
     paired = len(images) == 2 or bool(images and (numbers or flags or words))
     return OwnSchema(
@@ -255,7 +255,7 @@ def _plain(name: str) -> str:
 
 def _few(table: pd.DataFrame, columns: list[str]) -> str | None:
     """The column of words with the fewest different values, 2 at least."""
-    counts = {name: _n_values(table[name]) for name in columns if not _is_number(table[name])}
+    counts = {name: len(_classes(table[name])) for name in columns if not _is_number(table[name])}
     fitting = {name: count for name, count in counts.items() if 2 <= count <= min(MAX_CLASSES, len(table) // 2)}
     return min(fitting, key=fitting.get) if fitting else None
 
@@ -263,6 +263,10 @@ def _few(table: pd.DataFrame, columns: list[str]) -> str | None:
 def _is_split(column: pd.Series) -> bool:
     words = set(column[column != ""].str.lower())
     return "train" in words and len(words) > 1 and words <= set(PARTS)
+
+
+def _classes(column: pd.Series) -> Counter[str]:
+    return Counter(name for name in column if name.lower() not in NO_LABEL)
 
 
 def _n_values(column: pd.Series) -> int:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from medkd import paths
+from medkd.data.array_cache import intact_array
 from medkd.data.cohort import ImageSource
 from medkd.data.views import Augment, ViewDraw, plain_view
 from medkd.errors import DataError, ParameterError
@@ -84,6 +85,18 @@ def frozen_head(in_dim: int, dim: int = 128, *, dropout: float = 0.0) -> nn.Modu
     return nn.Sequential(nn.Dropout(dropout), FeatureHead(in_dim, dim))
 
 
+def check_weights(encoder: str, weights: str | Path) -> None:
+    """Refuse to freeze an encoder that starts from nothing.
+
+    Raises:
+        ParameterError: without weights.
+    """
+    if not str(weights):
+        raise ParameterError(
+            f'a frozen {encoder} needs pre-trained weights: "imagenet" with tf_efficientnet_lite0, or a state dict file'
+        )
+
+
 def frozen_features(
     source: ImageSource,
     encoder: str,
@@ -104,7 +117,7 @@ def frozen_features(
 
     Every view is a file of its own whose name depends on images, size, encoder, content of the weights, precision
     and, for random views, augmentation, seed and the view's number: an interrupted run keeps the views it finished,
-    and more views are added to those that exist.
+    and more views are added to those that exist. A damaged file is made again.
 
     Args:
         source: the images, e.g. `cohort.images[cohort.main]`; opened only if a view is missing.
@@ -129,10 +142,7 @@ def frozen_features(
         ParameterError: without weights, for an unknown encoder, or `n_views` below 0.
         DataError: if weights or images are missing or do not fit, the disk is full, or a feature is not finite.
     """
-    if not str(weights):
-        raise ParameterError(
-            f'a frozen {encoder} needs pre-trained weights: "imagenet" with tf_efficientnet_lite0, or a state dict file'
-        )
+    check_weights(encoder, weights)
     if n_views < 0:
         raise ParameterError(f"n_views={n_views} must be at least 0 (0 trains on the unchanged images)")
     source, rows = source.whole()
@@ -152,10 +162,12 @@ def frozen_features(
     files = [folder / f"{_key(base)}-plain.npy"] + [
         folder / f"{_key(base | random | {'view': number})}-view{number}.npy" for number in range(1, n_views + 1)
     ]
-    if not all(path.is_file() for path in files):
+    form = {"dtype": np.float16, "shape": (len(source), trunk_width(encoder, width)), "mode": "c"}
+    found = [intact_array(path, **form) for path in files]
+    if any(view is None for view in found):
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / f"{_key(base)}.lock"):  # a second process waits and then loads
-            missing = [(number, path) for number, path in enumerate(files) if not path.is_file()]
+            missing = [(number, path) for number, path in enumerate(files) if intact_array(path, **form) is None]
             if missing:
                 images = source.load(size)
                 with torch.random.fork_rng(devices=[]):  # what comes next must not depend on what the cache holds
@@ -170,7 +182,8 @@ def frozen_features(
                     for number, path in missing:
                         views = _views(images, augment, number, seed, batch_size, device)
                         _save(path, _features(network, views, precision, device, bar))
-    views = [np.load(path, mmap_mode="c") for path in files]
+        found = [intact_array(path, **form) for path in files]
+    views = [view for view in found if view is not None]
     return views if np.array_equal(rows, np.arange(len(views[0]))) else [np.asarray(view[rows]) for view in views]
 
 

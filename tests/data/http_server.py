@@ -12,7 +12,9 @@ class Faulty:
         files: path -> content.
         faults: what happens to the next requests, in order, then nothing more: "drop" (half of it, then the connection
             ends), "truncate" (half of it under an honest length of that half), "corrupt" (other bytes), "500", "404",
-            "html", "ignore range".
+            "html", "ignore range", "length X" (X is told as its length). Of an answer to a range: "whole as rest" (the
+            whole file in place of the rest), "short rest" (100 bytes of it), "other total", "other tag", "no place"
+            (without Content-Range).
         redirects: path -> path that it is answered with.
         seen: (path, Range header) of every request.
         agents: what the requests called themselves.
@@ -61,17 +63,22 @@ class Faulty:
             request.send_header("Content-Length", "0")
             request.end_headers()
             return
-        request.send_response(206 if start else 200)
+        partial, end = start > 0, start + 100 if fault == "short rest" else len(content)
+        if fault == "whole as rest":
+            start = 0
+        request.send_response(206 if partial else 200)
         request.send_header("Content-Type", "text/html" if fault == "html" else "application/octet-stream")
-        request.send_header("Content-Length", str(len(content) - start))
-        if start:
-            request.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        length = fault.removeprefix("length ") if fault.startswith("length ") else str(end - start)
+        request.send_header("Content-Length", length)
+        if partial and fault != "no place":
+            total = len(content) + 7 * (fault == "other total")
+            request.send_header("Content-Range", f"bytes {start}-{end - 1}/{total}")
         if self.etag:
-            request.send_header("ETag", self.etag)
+            request.send_header("ETag", '"other"' if fault == "other tag" else self.etag)
         request.end_headers()
-        rest = content[start:]
+        rest = content[start:end]
         request.wfile.write(rest[: len(rest) // 2] if fault == "drop" else rest)
-        if fault == "drop":
+        if fault == "drop" or fault.startswith("length "):
             request.close_connection = True
 
 

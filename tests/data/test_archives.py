@@ -184,3 +184,28 @@ def test_a_killed_unpacking_leaves_nothing_that_counts_and_the_next_one_clears_u
     assert [name for name in tree(tmp_path / "out") if not name.startswith(".")] == []
     unpack(path, tmp_path / "out")
     assert tree(tmp_path / "out") == {"a": b"a", "b": b"b"}
+
+
+@pytest.mark.parametrize("names", [("a", "a/b"), ("a/b", "a"), ("a/b/c", "./a")])
+def test_an_archive_with_a_file_that_is_a_folder_too_is_refused(tmp_path, names):
+    for path in (
+        write_zip(tmp_path / "x.zip", {"0": b"0"} | dict.fromkeys(names, b"x")),
+        write_tar(tmp_path / "x.tar.gz", *((tarfile.TarInfo(name), b"x") for name in ("0", *names))),
+    ):
+        with pytest.raises(DataError, match=r'entry "a" of .* is a file and a folder; nothing was unpacked'):
+            unpack(path, tmp_path / "out")
+        assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "there, packed, message",
+    [("b/c", "b", "b is a folder and .* has a file there"), ("b", "b/c/d", "b is a file and .* has a folder there")],
+)
+def test_nothing_is_moved_where_a_file_meets_a_folder(tmp_path, there, packed, message):
+    out = tmp_path / "out"
+    (out / there).parent.mkdir(parents=True)
+    (out / there).write_bytes(b"mine")
+    path = write_zip(tmp_path / "x.zip", {"a": b"a", packed: b"x"})
+    with pytest.raises(DataError, match=f"{message}; nothing was unpacked, move it away"):
+        unpack(path, out)
+    assert tree(out) == {there: b"mine"}

@@ -83,6 +83,13 @@ def test_counts_by_class_and_part_are_those_of_the_split(make_cohort):
     assert imbalance(cohort) == 3.0
 
 
+def test_a_cohort_that_is_too_small_for_the_folds_still_tells_its_unreadable_images(make_cohort, photos, image_folder):
+    (image_folder / "b.png").write_bytes(b"")
+    unreadable, small = texts(check(make_cohort(["a"] * 5, list("pqrst"), images=photos), n_folds=9), error=True)
+    assert "1 photo image files cannot be read: b.png" in unreadable
+    assert "n_folds = 9 does not fit toy, which has 5 lesions" in small
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name, folder", [("isic2018", "isic2018_task3_128"), ("milk10k-5", "milk10k_128")])
 def test_real_sets_file_no_image_under_two_lesions(name, folder, real_folder, tmp_path):

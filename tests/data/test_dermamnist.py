@@ -87,3 +87,11 @@ def test_files_of_another_form_are_refused(read, folder):
 def test_a_folder_without_files_is_named(tmp_path):
     with pytest.raises(DataError, match=r"holds no dermamnist\.npz"):
         dermamnist.read(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b""), lambda path: np.save(path, np.zeros(3))])
+def test_damaged_pixels_in_the_cache_are_unpacked_again(read, tmp_path, damage):
+    before = np.asarray(read().images["dermoscopic"].load(64))
+    (unpacked,) = (tmp_path / "cache" / "arrays").glob("*.npy")
+    damage(unpacked)
+    np.testing.assert_array_equal(read().images["dermoscopic"].load(64), before)

@@ -322,3 +322,32 @@ def test_the_usual_size_of_dermamnist_is_64_and_checksums_are_md5():
     (item,) = SOURCES["dermamnist"].downloads(0)
     assert (item.file, item.checksum) == ("dermamnist_64.npz", f"md5:{sources.DERMAMNIST_MD5[64]}")
     assert all(len(digest) == 32 for digest in sources.DERMAMNIST_MD5.values())
+
+
+@pytest.mark.parametrize("fault", ["whole as rest", "other total", "other tag", "no place"])
+def test_a_rest_that_is_not_the_one_asked_for_is_not_appended(server, tmp_path, fault):
+    """No checksum would notice."""
+    server.faults = ["drop", fault]
+    path, _ = load(Download(f"{server.url}/set.bin", "set.bin"), tmp_path)
+    assert path.read_bytes() == CONTENT
+    assert [wanted for _, wanted in server.seen] == ["", "bytes=131072-", ""]
+
+
+def test_a_rest_that_comes_in_parts_is_taken_up_until_the_file_is_whole(server, tmp_path):
+    server.faults = ["drop", "short rest"]
+    path, _ = load(Download(f"{server.url}/set.bin", "set.bin"), tmp_path)
+    assert path.read_bytes() == CONTENT
+    assert [wanted for _, wanted in server.seen] == ["", "bytes=131072-", "bytes=131172-"]
+
+
+def test_an_empty_file_is_refused(server, tmp_path):
+    server.files["/set.bin"] = b""
+    with pytest.raises(DataError, match=r"set\.bin from .* is empty; it was removed"):
+        load(Download(f"{server.url}/set.bin", "set.bin"), tmp_path)
+    assert files_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("fault", ["length abc", "length -5"])
+def test_a_length_that_is_no_number_counts_as_none(item, server, tmp_path, fault):
+    server.faults = [fault]
+    assert load(item, tmp_path)[0].read_bytes() == CONTENT

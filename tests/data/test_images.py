@@ -1,3 +1,4 @@
+import errno
 import io
 import os
 import shutil
@@ -7,7 +8,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from torchvision.transforms import Resize
 
 from medkd.data import images as module
@@ -306,3 +307,112 @@ def test_a_moved_or_touched_folder_is_not_decoded_again(source, image_folder, tm
     shutil.copytree(image_folder, tmp_path / "moved", copy_function=shutil.copyfile)  # new modification times
     FileImages(NAMES, root=tmp_path / "moved", cache_dir=cache).load(16)
     assert len(count_decodes) == len(NAMES)
+
+
+def grey_files(folder, *greys):
+    """Uncompressed files of one size and one modification time; their names."""
+    folder.mkdir()
+    for number, grey in enumerate(greys):
+        path = folder / f"{number}.bmp"
+        Image.new("RGB", (8, 8), (grey, grey, grey)).save(path)
+        os.utime(path, ns=(10**18, 10**18))
+    return [f"{number}.bmp" for number in range(len(greys))]
+
+
+def greys(folder, names, cache):
+    return FileImages(names, root=folder, cache_dir=cache).load(4)[:, 0, 0, 0].tolist()
+
+
+def test_folders_with_the_same_names_sizes_and_times_do_not_share_pixels(tmp_path, cache):
+    names = grey_files(tmp_path / "a", 10, 20)
+    grey_files(tmp_path / "b", 110, 120)
+    assert greys(tmp_path / "a", names, cache) == [10, 20]
+    assert greys(tmp_path / "b", names, cache) == [110, 120]
+
+
+def damages():
+    yield "empty", lambda path: path.write_bytes(b"")
+    yield "truncated", lambda path: path.write_bytes(path.read_bytes()[:100])
+    yield "zeroed", lambda path: path.write_bytes(bytes(path.stat().st_size))
+    yield "null", lambda path: path.write_text("null")
+
+
+ALL_DAMAGES = [
+    *(pytest.param(kind, damage, id=f"{name} {kind}") for name, damage in damages() for kind in ("npy", "json")),
+    pytest.param("json", lambda path: path.write_text('["a", "b"]'), id="other hashes"),
+    pytest.param("npy", lambda path: np.save(path, np.zeros((2, 4, 4, 3))), id="other dtype"),
+    pytest.param("npy", lambda path: np.save(path, np.zeros((3, 4, 4, 3), np.uint8)), id="other shape"),
+]
+
+
+@pytest.mark.parametrize("kind, damage", ALL_DAMAGES)
+def test_damaged_files_of_the_cache_are_made_again(tmp_path, cache, kind, damage):
+    names = grey_files(tmp_path / "a", 10, 20)
+    greys(tmp_path / "a", names, cache)
+    (path,) = (cache / "images").glob(f"*.{kind}")
+    damage(path)
+    assert greys(tmp_path / "a", names, cache) == [10, 20]
+    assert len(list((cache / "images").glob(f"*.{kind}"))) == 1
+
+
+def test_a_program_is_never_started_for_a_file(tmp_path, cache, monkeypatch):
+    """Pillow hands PostScript to Ghostscript, whatever the file is called."""
+    started = []
+    monkeypatch.setattr(subprocess, "check_call", lambda *given, **_: started.append(given))
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", "gs")
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.jpg", "EPS")
+    source = FileImages(["photo.jpg"], root=tmp_path, cache_dir=cache)
+    with pytest.raises(DataError, match=r"photo\.jpg"):
+        source.load(4)
+    with pytest.raises(DataError, match=r"photo\.jpg is not a readable image"):
+        source.file_pixels()
+    assert started == []
+
+
+@pytest.mark.parametrize("kind", [*module.IMAGE_FORMATS, "MPO"])
+def test_every_supported_format_is_read(tmp_path, cache, kind):
+    more = {"append_images": [Image.new("RGB", (8, 8))], "save_all": True} if kind == "MPO" else {}
+    Image.new("RGB", (8, 8), (99, 99, 99)).save(tmp_path / "x.jpg", kind, **more)
+    np.testing.assert_allclose(FileImages(["x.jpg"], root=tmp_path, cache_dir=cache).load(4), 99, atol=2)
+
+
+@pytest.mark.parametrize("value", [-5, 70_000])
+def test_pixels_outside_sixteen_bits_are_refused(tmp_path, cache, value):
+    Image.fromarray(np.full((4, 4), value, np.int32)).save(tmp_path / "deep.tif")
+    with pytest.raises(DataError, match=rf"deep\.tif \(the first: its pixels are {value} to {value}, outside 0"):
+        FileImages(["deep.tif"], root=tmp_path, cache_dir=cache).load(4)
+
+
+def test_a_disk_that_fills_up_is_told_and_nothing_is_kept(source, cache, monkeypatch, count_decodes):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(DataError, match=r"the decoded images need .* \(No space left on device\); make room, lower"):
+        source.load(16)
+    assert count_decodes == [] and arrays_in(cache) == []
+
+
+def test_a_file_system_that_cannot_reserve_room_serves_too(source, monkeypatch):
+    def unable(*_):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", unable, raising=False)
+    assert source.load(16).shape == (5, 16, 16, 3)
+
+
+def test_linked_folders_are_entered_once_and_loops_end(image_folder, tmp_path):
+    root = tmp_path / "root"
+    (root / "images").mkdir(parents=True)
+    (root / "images" / "a_link").symlink_to(root / "real")  # before the folder itself in the alphabet
+    (root / "images" / "loop").symlink_to(root)
+    (root / "images" / "elsewhere").symlink_to(image_folder)
+    (root / "real").mkdir()
+    Image.new("RGB", (4, 4)).save(root / "real" / "x.png")
+    names = FileStore(root).images(".")
+    assert names == sorted([*(f"images/elsewhere/{name}" for name in NAMES), "real/x.png"])
+    assert FileImages(names, root=root, cache_dir=tmp_path / "cache").load(4).shape == (6, 4, 4, 3)
+
+
+def test_a_name_that_no_file_can_have_is_not_there(tmp_path):
+    assert not FileStore(tmp_path).holds(f"{'a' * 300}/{'b' * 300}.png")

@@ -185,3 +185,20 @@ def test_images_are_left_out_only_when_skip_txt_lists_them(isic_folder, tmp_path
     (isic_folder / "skip.txt").write_text("ISIC_9")
     with pytest.raises(DataError, match="skip.txt lists images that .* does not have: ISIC_9"):
         isic2018.read(isic_folder)
+
+
+def test_an_image_with_two_lesions_is_refused_but_a_row_may_come_twice(isic_folder):
+    path = isic_folder / "HAM10000_metadata.csv"
+    edit(path, lambda table: pd.concat([table, table.iloc[[2]]]))
+    assert len(isic2018.read(isic_folder)) == 9
+    edit(path, lambda table: pd.concat([table, table[table["image_id"] == "ISIC_0000003"].assign(lesion_id="HAM_9")]))
+    with pytest.raises(DataError, match=r"HAM10000_metadata\.csv gives several lesions for images ISIC_0000003"):
+        isic2018.read(isic_folder)
+
+
+def test_skip_txt_is_utf_8_with_or_without_byte_order_mark(isic_folder):
+    (isic_folder / "skip.txt").write_text("ISIC_0000004\n", encoding="utf-8-sig")
+    assert isic2018.read(isic_folder).settings["n_skipped"] == 1
+    (isic_folder / "skip.txt").write_text("ISIC_0000004\n", encoding="utf-16")
+    with pytest.raises(DataError, match=r"skip\.txt is not UTF-8 text \(.*\); save it as UTF-8"):
+        isic2018.read(isic_folder)

@@ -388,3 +388,25 @@ def test_an_explanation_names_columns_that_the_table_lacks(pairs):
     schema = infer(pairs).model_copy(update={"label": "dignosis"})
     with pytest.raises(DataError, match=r"names the column\(s\) dignosis"):
         explain(schema, pairs)
+
+
+def test_one_class_and_gaps_are_no_classes(pairs):
+    rewrite(pairs, lambda table: table.assign(diagnosis=["NaN", *["benign"] * (N - 1)])[["dermoscopy", "diagnosis"]])
+    with pytest.raises(DataError, match=r"no column of .* looks like classes"):
+        infer(pairs)
+
+
+def test_images_may_lie_behind_a_link(pairs, tmp_path):
+    (pairs / "bilder").rename(tmp_path / "elsewhere")
+    (pairs / "bilder").symlink_to(tmp_path / "elsewhere")
+    rewrite(pairs, lambda table: table.replace({"bilder/": "", ".jpg": ""}, regex=True))
+    confirm(pairs)
+    assert (read_schema(pairs).image_folder, read_schema(pairs).second_image) == ("bilder", "photo")
+    assert len(own.read(pairs, cache_dir=tmp_path / "cache").images["image"].load(8)) == N
+
+
+def test_an_image_name_that_is_too_long_for_a_file_is_told_as_missing(pairs):
+    confirm(pairs)
+    rewrite(pairs, lambda table: table.assign(photo=[f"{'a' * 300}.jpg", *table["photo"][1:]]))
+    with pytest.raises(DataError, match="names images that are not in .*: a{300}"):
+        own.read(pairs)

@@ -145,6 +145,27 @@ def test_the_same_weights_under_another_name_are_found(compute, passes, weights,
     assert not passes
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        lambda path: path.write_bytes(bytes(path.stat().st_size)),
+        lambda path: np.save(path, np.load(path).astype(np.float32)),
+        lambda path: np.save(path, np.load(path)[:-1]),
+    ],
+    ids=["empty", "truncated", "zeroed", "other dtype", "fewer rows"],
+)
+def test_a_damaged_view_is_computed_again(compute, passes, tmp_path, damage):
+    first = [np.array(view) for view in compute()]
+    passes.clear()
+    (path,) = (tmp_path / "features").glob("*-view2.npy")
+    damage(path)
+    again = compute()
+    assert len(passes) == 1
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+
+
 def test_random_numbers_after_it_do_not_depend_on_what_the_cache_held(compute):
     with torch.random.fork_rng(devices=[]):
         before = torch.get_rng_state()
