@@ -12,13 +12,16 @@ from typing import Any
 import yaml
 
 from medkd.bundle import reproduce
+from medkd.bundle.copying import copy_code, copy_notebook, copy_texts
 from medkd.bundle.models import export_models
 from medkd.bundle.splits import split_tables
+from medkd.bundle.study_file import named_files, portable
 from medkd.data.registry import load_cohort
 from medkd.errors import DataError
 from medkd.files import unwritable, write_json, write_table
 from medkd.paths import home, reports_dir
 from medkd.report.page import versions
+from medkd.report.share import Cleaner
 from medkd.report.study import evaluation_of, read_record
 from medkd.stages import stage_params
 
@@ -27,7 +30,6 @@ CODE = (
     *("LICENSE", "data/README.md", "reports/README.md"),
 )
 """What is copied of the project."""
-TRACES = shutil.ignore_patterns("__pycache__", "*.pyc", ".ipynb_checkpoints")
 
 README = """# {name}: what was run, and how to run it again
 
@@ -38,7 +40,7 @@ README = """# {name}: what was run, and how to run it again
 | `models/` | networks as ONNX and torch.export programs, each with a model card; `models.csv`: parity, latency |
 | `splits/` | who was in which part; ids are SHA-256 of "<cohort>:<id>", first sixteen hex digits |
 | `code/` | the package, its notebooks and its lock file |
-| `study.yaml` | the study; its cohorts are read from `data/NAME` beside it |
+| `study.yaml` | the study; its cohorts are read from `data/NAME` beside it{files} |
 | `environment.json` | versions and device of the original run |
 | `reproduce.py` | runs the study with `code/` and compares the tables with those in `report/` |
 
@@ -61,8 +63,8 @@ def bundle(name: str, to: Path | None = None, *, notebooks: bool = True, say: Ca
         The folder.
 
     Raises:
-        DataError: there is no such study, a cell is not finished, its report is missing, or the folder is there already
-            or cannot be written.
+        DataError: there is no such study, a cell is not finished, its report or a file that it names is missing, or the
+            folder is there already or cannot be written.
     """
     folder, record = reports_dir() / name, read_record(reports_dir() / name)
     target = reports_dir() / "bundles" / name if to is None else to
@@ -89,23 +91,27 @@ def bundle(name: str, to: Path | None = None, *, notebooks: bool = True, say: Ca
 def _fill(part: Path, folder: Path, record: Mapping[str, Any], notebooks: bool, say: Callable[[str], Any]) -> None:
     roots = {cohort["dataset"]: cohort["root"] for cohort in record["study"]["cohorts"]}
     cohorts = {dataset: load_cohort(dataset, root) for dataset, root in roots.items()}
-    study = dict(record["study"])
+    files = named_files(folder, record)
+    clean = Cleaner([*filter(None, roots.values()), *map(str, files)])
+    study = portable(record["study"], files, part, say)
     study["cohorts"] = [{"dataset": name} | ({"root": f"data/{name}"} if root else {}) for name, root in roots.items()]
     (part / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")
     (part / "name.txt").write_text(record["name"] + "\n")
     shutil.copy(reproduce.__file__, part / "reproduce.py")
     write_json(part / "environment.json", versions())
-    _copy_code(part / "code")
+    for name in CODE:
+        if (home() / name).exists():
+            copy_code(home() / name, part / "code" / name, clean, say)
     for name in ("figures", "tables"):
-        shutil.copytree(folder / name, part / "report" / name)
-    shutil.copy(folder / "index.html", part / "report")
+        copy_texts(folder / name, part / "report" / name, clean)
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    (part / "report" / "index.html").write_text(clean(page), encoding="utf-8")
     for cell in record["cells"] if notebooks else ():
         for each in cell["notebooks"]:
-            source = folder / each["folder"] / "notebooks"
-            for path in source.glob(f"{each['notebook']}.{cell['dataset']}.*"):
-                if path.suffix in (".ipynb", ".html"):
-                    (part / "notebooks" / each["folder"]).mkdir(parents=True, exist_ok=True)
-                    shutil.copy(path, part / "notebooks" / each["folder"])
+            source = folder / each["folder"] / "notebooks" / f"{each['notebook']}.{cell['dataset']}.ipynb"
+            target = part / "notebooks" / each["folder"]
+            if source.is_file() and not (target / source.name).exists():
+                copy_notebook(source, target, clean)
     found = [(cell, evaluation) for cell in record["cells"] if (evaluation := evaluation_of(folder, cell))]
     for cell, evaluation in found:
         params = _parameters(folder, cell)
@@ -121,18 +127,9 @@ def _fill(part: Path, folder: Path, record: Mapping[str, Any], notebooks: bool, 
         for cohort in cohorts.values()
     ]
     note = "; they show images of the cohorts below" if notebooks else " (left out)"
-    text = README.format(name=record["name"], notebooks=note, cohorts="\n".join(lines))
+    along = ", and what it names from `files/`, as it is" if files else ""
+    text = README.format(name=record["name"], notebooks=note, files=along, cohorts="\n".join(lines))
     (part / "README.md").write_text(text, encoding="utf-8")
-
-
-def _copy_code(to: Path) -> None:
-    for name in CODE:
-        source, target = home() / name, to / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=TRACES)
-        elif source.is_file():
-            shutil.copy(source, target)
 
 
 def _parameters(folder: Path, cell: Mapping[str, Any]) -> Any:

@@ -138,6 +138,7 @@ def write_programs(model: Deployed, classes: Sequence[str], folder: Path) -> int
     for node in exported.model.graph.all_nodes():
         node.metadata_props.clear()
     exported.model.metadata_props["classes"] = json.dumps(classes)
+    exported.model.metadata_props["image_size"] = str(model.size)
     exported.model.metadata_props["use"] = RESEARCH_ONLY
     exported.save(str(folder / ONNX), external_data=False)
     return exported.model.opset_imports[""]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from medkd.data.images import MAX_THREADS, UNREADABLE, decode
 from medkd.deploy.runtime import RESEARCH_ONLY, ExportedModel
 from medkd.deploy.sheet import PER_PAGE, contact_sheet
 from medkd.errors import DataError
-from medkd.files import unwritable, write_atomically, write_table
+from medkd.files import unwritable, write_table
 
 TABLE = "predictions.csv"
 SHEET = re.compile(r"contact_sheet(_\d+)?\.png")
@@ -45,7 +46,7 @@ def predict_images(model: Path, images: Sequence[str | Path], to: Path) -> Predi
     Args:
         model: folder that `medkd export` wrote.
         images: files, and folders that are searched with their subfolders, see `image_files`.
-        to: folder to write to; a table and sheets of an earlier call in it are replaced.
+        to: folder to write to; a table and sheets of an earlier call in it are replaced once all new ones are there.
 
     Raises:
         DataError: the model is damaged, there is no image file, or `to` cannot be written.
@@ -54,13 +55,14 @@ def predict_images(model: Path, images: Sequence[str | Path], to: Path) -> Predi
     exported = ExportedModel(model)
     own = to.resolve()  # where sheets of an earlier call may lie
     paths = [path for path in image_files(images) if not (SHEET.fullmatch(path.name) and path.resolve().parent == own)]
+    pages = [paths[start : start + PER_PAGE] for start in range(0, len(paths), PER_PAGE)]
+    rows: dict[str, np.ndarray] = {}
+    unreadable: dict[str, str] = {}
+    pool = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1))
     try:
         to.mkdir(parents=True, exist_ok=True)
-        pages = [paths[start : start + PER_PAGE] for start in range(0, len(paths), PER_PAGE)]
-        rows: dict[str, np.ndarray] = {}
-        unreadable: dict[str, str] = {}
-        files = [to / TABLE]
-        with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
+        with tempfile.TemporaryDirectory(prefix=".predict-", dir=to) as scratch:
+            made = [Path(scratch) / TABLE]
             for number, page in enumerate(tqdm(pages, desc="predict", unit="page", leave=False, disable=None), start=1):
                 read = dict(
                     zip(page, pool.map(lambda path: _read(path, exported.record.image_size), page), strict=True)
@@ -71,39 +73,62 @@ def predict_images(model: Path, images: Sequence[str | Path], to: Path) -> Predi
                     stack = np.stack(list(pixels.values()))
                     found = exported.probabilities(np.ascontiguousarray(stack.transpose(0, 3, 1, 2)))
                     rows |= dict(zip(map(_shown, pixels), found, strict=True))
+                    name = "contact_sheet.png" if len(pages) == 1 else f"contact_sheet_{number:03}.png"
                     sheet = _sheet(exported, list(pixels), stack, found, f"page {number} of {len(pages)}")
-                    files.append(to / ("contact_sheet.png" if len(pages) == 1 else f"contact_sheet_{number:03}.png"))
-                    write_atomically(files[-1], lambda part, sheet=sheet: sheet.save(part, "PNG"))
-        table = _table(rows, exported.record.classes)
-        write_table(to / TABLE, table)
+                    made.append(Path(scratch) / name)
+                    sheet.save(made[-1], "PNG")
+            table = _table(rows, exported.record.classes)
+            write_table(made[0], table)
+            files = [path.replace(to / path.name) for path in made]
         for old in to.iterdir():
             if SHEET.fullmatch(old.name) and old not in files:
                 old.unlink()
     except OSError as error:
         raise unwritable(to, error) from error
+    finally:
+        pool.shutdown(cancel_futures=True)  # an interrupt must not wait for the rest of a page
     return Predicted(table, unreadable, files)
 
 
 def image_files(places: Sequence[str | Path]) -> list[Path]:
     """The image files of these places, each once: files as named, folders in natural order (img2 before img10).
 
-    Of a folder and its subfolders those are taken whose ending is that of an image; hidden files are not.
+    Of a folder and its subfolders, also linked ones, those are taken whose ending is that of an image; hidden files are
+    not. Links to nothing and subfolders that cannot be listed are taken too, so that it is said that they are not read.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, or a name is empty.
     """
-    endings = set(Image.registered_extensions())
     found: dict[Path, None] = {}
-    for place in map(Path, places):
-        if not place.is_dir():
-            found[place] = None
+    for place in places:
+        if not str(place):
+            raise DataError('an empty name is no file or folder; write "." for the folder that you are in')
+        if not Path(place).is_dir():
+            found[Path(place)] = None
             continue
-        inside = (path for path in place.rglob("*") if path.suffix.lower() in endings and path.is_file())
-        own = [path for path in inside if not any(part.startswith(".") for part in path.relative_to(place).parts)]
-        found |= dict.fromkeys(sorted(own, key=lambda path: _natural(path.relative_to(place))))
+        inside = _inside(Path(place))
+        found |= dict.fromkeys(sorted(inside, key=lambda path, place=place: _natural(path.relative_to(place))))
     if not found:
         raise DataError(f"there is no image file in {', '.join(map(str, places))}; name files or folders with images")
     return list(found)
+
+
+def _inside(place: Path) -> Iterator[Path]:
+    """Images of a folder and its subfolders, then subfolders that cannot be listed; each folder is searched once."""
+    endings = set(Image.registered_extensions())
+    visited: set[tuple[int, int]] = set()
+    failed: list[OSError] = []
+    for folder, folders, files in os.walk(place, followlinks=True, onerror=failed.append):
+        about = os.stat(folder)
+        if (about.st_dev, about.st_ino) in visited:
+            folders.clear()
+            continue
+        visited.add((about.st_dev, about.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for path in (Path(folder, name) for name in files if not name.startswith(".")):
+            if not path.exists() or (path.suffix.lower() in endings and path.is_file()):
+                yield path
+    yield from (Path(error.filename) for error in failed)
 
 
 def _natural(path: Path) -> list[list[str | int]]:

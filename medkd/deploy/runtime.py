@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from medkd.errors import DataError, ParameterError
 from medkd.files import digest_of
@@ -23,10 +23,13 @@ PROGRAM, ONNX, RECORD, CARD = "model.pt2", "model.onnx", "model.json", "MODEL_CA
 FORMAT = "medkd-export-1"
 EXTRA = 'pip install "medkd[export]"'
 RESEARCH_ONLY = "research only, not a medical device"
+AGAIN = "copy the whole folder again, or run `medkd export` again"
 BATCH = 64
 """Images at once."""
 MAX_SIDE = 4096
 """Longest side of an image that an exported program takes, px."""
+TOLERANCE = 1e-3
+"""How far the sum of an image's probabilities may be from 1."""
 
 
 class Record(BaseModel):
@@ -47,6 +50,13 @@ class Record(BaseModel):
     image_size: int = Field(ge=1, le=MAX_SIDE)
     simulated: bool
     files: dict[str, str]
+
+    @field_validator("classes")
+    @classmethod
+    def _tell_classes_apart(cls, names: list[str]) -> list[str]:
+        if len(set(names)) < len(names) or not all(name.strip() for name in names):
+            raise ValueError("a name is empty or stands twice")
+        return names
 
 
 def needed(*modules: str) -> list[ModuleType]:
@@ -76,7 +86,7 @@ class ExportedModel:
         record: what model.json says.
 
     Raises:
-        DataError: a file is missing or not as model.json says.
+        DataError: a file is missing, not as model.json says, or no network that `medkd export` writes.
         ParameterError: onnxruntime is not installed.
     """
 
@@ -88,19 +98,60 @@ class ExportedModel:
         if digest_of(path) != self.record.files.get(ONNX):
             raise DataError(
                 f"{path} is not the file that {RECORD} describes (its SHA-256 differs), so it was damaged or changed; "
-                "copy the whole folder again, or run `medkd export` again"
+                f"{AGAIN}"
             )
-        self._session = session(path)
-        (output,) = self._session.get_outputs()
-        if output.shape[-1] != len(self.record.classes):
-            raise DataError(
-                f"{path} gives {output.shape[-1]} probabilities, but {RECORD} names {len(self.record.classes)} "
-                "classes; copy the whole folder again, or run `medkd export` again"
-            )
+        self._path, self._session = path, session(path)
+        _check_network(path, self._session, self.record)
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """Calibrated probabilities, shape (n, n_classes), of uint8 images, shape (n, 3, h, w)."""
-        return run(self._session, images)
+        """Calibrated probabilities, shape (n, n_classes), of uint8 images, shape (n, 3, h, w).
+
+        Raises:
+            DataError: onnxruntime cannot run the network, or what it gives are no probabilities.
+        """
+        found, expected = run(self._session, images), (len(images), len(self.record.classes))
+        if found.shape != expected:
+            raise DataError(f"{self._path} gives numbers of shape {found.shape} where {expected} was expected; {AGAIN}")
+        # nan fails too
+        if not ((found >= 0).all() and (np.abs(found.sum(axis=1) - 1) <= TOLERANCE).all()):
+            raise DataError(
+                f"{self._path} gives numbers that are no probabilities (from 0 to 1, sum 1 for each image); {AGAIN}"
+            )
+        return found
+
+
+def _check_network(path: Path, opened: Any, record: Record) -> None:
+    """Refuse a network of other inputs and outputs, or that says of itself something else than model.json."""
+    sides = [(each.name, each.type, each.shape) for each in (*opened.get_inputs(), *opened.get_outputs())]
+    if len(opened.get_inputs()) != 1 or len(sides) != 2 or not _fit(*sides):
+        told = "; ".join(f"{name}, {kind}, {shape}" for name, kind, shape in sides)
+        raise DataError(
+            f"{path} must have one input `images`, uint8 (n, 3, h, w), and one output, float (n, n_classes), and has "
+            f"{told}; {AGAIN}"
+        )
+    (*_, n), classes = sides[1][2], record.classes
+    if n != len(classes):
+        raise DataError(f"{path} gives {n} probabilities, but {RECORD} names {len(classes)} classes; {AGAIN}")
+    says = opened.get_modelmeta().custom_metadata_map
+    if says.get("classes") != json.dumps(classes):
+        named = says.get("classes", "none")
+        raise DataError(
+            f"{path} was exported with the classes {named}, but {RECORD} names {json.dumps(classes)}; {AGAIN}"
+        )
+    size = says.get("image_size", str(record.image_size))  # older exports do not say it
+    if size != str(record.image_size):
+        raise DataError(f"{path} sees images of {size} px, but {RECORD} says {record.image_size} px; {AGAIN}")
+
+
+def _fit(given: tuple[str, str, list[Any]], made: tuple[str, str, list[Any]]) -> bool:
+    """Whether input and output are those of an exported network."""
+    name, kind, shape = given
+    return (
+        (name, kind) == ("images", "tensor(uint8)")
+        and len(shape) == 4
+        and shape[1] == 3
+        and (made[1] == "tensor(float)" and len(made[2]) == 2)
+    )
 
 
 def read_record(folder: Path) -> Record:
@@ -118,8 +169,8 @@ def read_record(folder: Path) -> Record:
         ) from None
     except ValidationError as error:
         first = error.errors()[0]
-        reason = f"{'.'.join(map(str, first['loc'])) or 'content'}: {first['msg']}"
-    except ValueError as error:
+        reason = f"{'.'.join(map(str, first['loc'])) or 'content'}: {first['msg'].removeprefix('Value error, ')}"
+    except (ValueError, RecursionError) as error:
         reason = str(error)
     raise DataError(f"{path} does not describe a model of format {FORMAT} ({reason}); run `medkd export` again")
 
@@ -137,8 +188,15 @@ def session(path: Path) -> Any:
 
 
 def run(opened: Any, images: np.ndarray) -> np.ndarray:
-    """Probabilities (n, n_classes) of uint8 images (n, 3, h, w), `BATCH` at once."""
-    (name,) = (each.name for each in opened.get_inputs())
-    return np.concatenate(
-        [opened.run(None, {name: images[start : start + BATCH]})[0] for start in range(0, len(images), BATCH)]
-    )
+    """Probabilities (n, n_classes) of uint8 images (n, 3, h, w), `BATCH` at once.
+
+    Raises:
+        DataError: onnxruntime cannot run the network on them.
+    """
+    name = opened.get_inputs()[0].name
+    parts = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
+    try:
+        return np.concatenate([opened.run(None, {name: part})[0] for part in parts])
+    except Exception as error:  # as above
+        first = str(error).splitlines()[0]
+        raise DataError(f"onnxruntime cannot run {ONNX} on images of shape {images.shape} ({first}); {AGAIN}") from None

@@ -11,7 +11,7 @@ import os
 import platform
 import struct
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ def build_page(
     notebooks: Sequence[Mapping[str, Any]],
     target: Path | None = None,
     note: str = "",
+    clean: Callable[[Any], Any] | None = None,
 ) -> Path:
     """Write the page of a report: `index.html` into its folder, or a file that stands alone.
 
@@ -66,14 +67,17 @@ def build_page(
         target: write here in place of `index.html`, without links to the files of the report's folder and with
             pictures of 128 colours, a third of the size.
         note: a paragraph under the heading.
+        clean: makes of a table's header and rows those that are shown.
 
     Returns:
         Path of the page.
 
     Raises:
-        DataError: a file that an entry names is missing.
+        DataError: a file that an entry names is missing, or lies outside of `folder`.
     """
     shown = [_with_content(folder, entry, small=target is not None) for entry in entries]
+    if clean is not None:
+        shown = [each | {name: clean(each[name]) for name in ("header", "rows") if name in each} for each in shown]
     summaries = [entry for entry in shown if entry["kind"] == "table" and entry.get("summary")]
     rest = [entry for entry in shown if entry not in summaries]
     stages = [(stage, list(group)) for stage, group in itertools.groupby(rest, key=lambda entry: entry["stage"])]
@@ -159,6 +163,11 @@ def _git(*arguments: str) -> str | None:
 def _with_content(folder: Path, entry: Mapping[str, Any], *, small: bool) -> dict[str, Any]:
     """The entry with what the page embeds: the picture's bytes, or the table's rows."""
     source = folder / entry["files"]["png" if entry["kind"] == "figure" else "csv"]
+    if not source.resolve().is_relative_to(folder.resolve()):
+        raise DataError(
+            f'{entry["kind"]} "{entry["name"]}" of {entry["stage"]} is said to be {source}, which is not in the '
+            f"report's folder; run {entry['stage']} again"
+        )
     try:
         content = _picture(source, small=small) if entry["kind"] == "figure" else _table(source)
     except FileNotFoundError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,20 @@ from medkd.report.index import read_index
 from medkd.report.page import build_page
 from medkd.stages.params import FILES
 
-FOLDERS = re.compile(r"(?:file://|(?<![\w./]))/(?:[^/\s'\",]+/)+|\b[A-Za-z]:\\(?:[^\\\s'\",]+\\)+")
-"""The folders of an absolute path, here or on Windows; addresses such as https://example.org/x are none."""
+WORD = r"[^/\\\s'\",<>:;|]+"
+ENDED = "".join(rf"(?<!\.[a-zA-Z]{{{n}}} )" for n in (2, 3, 4))
+NAME = rf"(?:{WORD} {ENDED}){{0,3}}{WORD}(?<!\()"
+"""A folder's name, of up to four words; what follows a file's ending is text again."""
+FOLDERS = re.compile(
+    rf"(?:file://|~[\w.-]*|(?<![\w./]))/(?:{NAME}/+)+"  # here; https://example.org/x and </td> are none
+    rf"|\b[A-Za-z]:[\\/]+(?:{NAME}[\\/]+)*"  # on Windows
+    rf"|(?<!\\)\\{{2,}}(?:{NAME}\\+)+"  # on a server
+)
+"""The folders of an absolute path, also inside a text."""
+EMBEDDED = re.compile(r"(data:[\w/+.-]+;base64,[A-Za-z0-9+/=]+)")
+"""A picture inside a text, whose letters may look like a path."""
 PLACES = ("root", *FILES)
-"""Parameters that name a folder or file, whose names may hold what `FOLDERS` takes for the end of a path."""
+"""Parameters that name a folder or file."""
 
 
 def share(name: str, target: Path) -> Path:
@@ -46,7 +56,7 @@ def share(name: str, target: Path) -> Path:
     of_study = "study" in manifest
     ran = [notebook["name"] for notebook in manifest["notebooks"]]
     stages = [f"study.{dataset}" for dataset in manifest["cohorts"]] if of_study else ran
-    clean = _Cleaner(manifest)
+    clean = Cleaner(_places(manifest))
     entries = [entry for entry in read_index(folder) if entry["stage"] in stages]
     kept = [entry for entry in entries if not entry.get("photographs")]
     notes = []
@@ -58,29 +68,44 @@ def share(name: str, target: Path) -> Path:
     return build_page(
         folder,
         title=(f"medkd study {name}: " if of_study else "medkd report: ")
-        + ", ".join(cohort["title"] for cohort in manifest["cohorts"].values()),
+        + ", ".join(clean(cohort["title"]) for cohort in manifest["cohorts"].values()),
         manifest=clean(manifest),
         entries=clean(kept),
         notebooks=clean(manifest["notebooks"]),
         target=target,
         note=" ".join(notes),
+        clean=clean,
     )
 
 
-class _Cleaner:
-    """Makes of a value the same in which paths, also inside longer texts, are cut down to their last part."""
+def _places(manifest: Mapping[str, Any]) -> list[str]:
+    """Values of the parameters that name a folder or file."""
+    rows = [row for rows in manifest.get("parameters", {}).values() for row in rows if isinstance(row, Mapping)]
+    return [str(row["value"]) for row in rows if row.get("parameter") in PLACES]
 
-    def __init__(self, manifest: Mapping[str, Any]) -> None:
-        rows = [row for rows in manifest.get("parameters", {}).values() for row in rows if isinstance(row, Mapping)]
-        known = {row["value"] for row in rows if row.get("parameter") in PLACES and "/" in str(row.get("value"))}
-        known |= {str(place) for place in (paths.home(), Path.home()) if place.name}
-        self.known = re.compile("|".join(rf"(?<![\w.]){re.escape(place)}(?!\w)" for place in sorted(known)[::-1]))
+
+class Cleaner:
+    """Makes of a value the same in which paths, also inside longer texts, are cut down to their last part.
+
+    Args:
+        known: paths that may hold what `FOLDERS` takes for the end of one.
+    """
+
+    def __init__(self, known: Iterable[str]) -> None:
+        places = {place.rstrip("/\\") for place in known if "/" in place or "\\" in place}
+        places |= {str(place) for place in (paths.home(), Path.home()) if place.name}
+        self.known = re.compile("|".join(rf"(?<![\w.]){re.escape(place)}(?!\w)" for place in sorted(places)[::-1]))
 
     def __call__(self, value: Any) -> Any:
+        """The value, of which texts in mappings and lists are cleaned too; pictures inside a text stay."""
         if isinstance(value, Mapping):
             return {key: self(each) for key, each in value.items()}
         if isinstance(value, list):
             return [self(each) for each in value]
         if not isinstance(value, str):
             return value
-        return FOLDERS.sub("", self.known.sub(lambda found: Path(found[0]).name, value))
+        parts = EMBEDDED.split(value)
+        return "".join(part if number % 2 else self._text(part) for number, part in enumerate(parts))
+
+    def _text(self, text: str) -> str:
+        return FOLDERS.sub("", self.known.sub(lambda found: re.split(r"[/\\]", found[0])[-1], text))

@@ -6,17 +6,22 @@ import shutil
 import subprocess
 import sys
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from medkd.bundle import assemble, reproduce
+from medkd.bundle.copying import SUFFIXES, copy_code
 from medkd.bundle.splits import hashed, split_tables
+from medkd.bundle.study_file import portable
 from medkd.data.cohort import Cohort
 from medkd.data.episodes import draw_task
 from medkd.data.folds import split_rows
 from medkd.errors import DataError
 from medkd.files import write_json
+from medkd.report.share import Cleaner
 from medkd.stages import stage_params
 from medkd.stages.store import Unit, load_or_make
 
@@ -125,3 +130,112 @@ def test_a_study_that_cannot_be_bundled_is_refused_in_one_sentence(project, tmp_
         assemble.bundle("night")
     with pytest.raises(DataError, match="is there already"):
         assemble.bundle("night", tmp_path)
+
+
+def notebook_of(root, picture="AB/ab/cd/+x=="):
+    """A notebook whose parameters name a folder, with a picture and a table of paths as outputs."""
+    cell = nbformat.v4.new_code_cell(f'root = "{root}"', metadata={"tags": ["parameters"]}, execution_count=1)
+    table = nbformat.v4.new_output("display_data", {"text/html": f"<td>{root}/p1.png</td><td>1</td>"})
+    cell.outputs = [nbformat.v4.new_output("display_data", {"image/png": picture}), table]
+    cell.outputs.append(nbformat.v4.new_output("stream", text=f"read {root}/p1.png\n"))
+    metadata = {"papermill": {"input_path": f"{root}/x.ipynb", "parameters": {"root": str(root)}}}
+    return nbformat.v4.new_notebook(cells=[cell], metadata=metadata)
+
+
+@pytest.fixture
+def code(project):
+    """The project's code as it looks after somebody worked with it."""
+    for name in ("medkd", "notebooks/.ipynb_checkpoints"):
+        (project / name).mkdir(parents=True)
+    for name in assemble.CODE[2:5]:
+        (project / name).touch()
+    (project / "medkd" / "own.py").write_text("x = 1")
+    nbformat.write(notebook_of("/home/anna/Eine Klinik"), project / "notebooks" / "02_teacher_training.ipynb")
+    (project / "notebooks" / ".ipynb_checkpoints" / "02-checkpoint.ipynb").write_text("{}")
+    (project / "notebooks" / "photo.png").write_text("photo")
+    patients = project.parent / "patients-of-anna"
+    patients.mkdir(exist_ok=True)
+    (patients / "p1.py").write_text("photo")
+    (project / "notebooks" / "mydata").symlink_to(patients)
+    (project / "notebooks" / "one.py").symlink_to(patients / "p1.py")
+    return project
+
+
+def test_of_the_code_no_outputs_links_and_data_are_copied(code, tmp_path):
+    said = []
+    copy_code(code / "notebooks", tmp_path / "to", Cleaner([]), said.append)
+    assert [path.name for path in (tmp_path / "to").rglob("*")] == ["02_teacher_training.ipynb"]
+    copied = nbformat.read(tmp_path / "to" / "02_teacher_training.ipynb", as_version=4)
+    assert copied.cells[0].outputs == [] and copied.cells[0].source == 'root = "Eine Klinik"'
+    assert said == ["left out of notebooks/, links or no code: mydata, one.py, photo.png"]
+    (code / "notebooks" / "bad.ipynb").write_text("no notebook")
+    with pytest.raises(DataError, match="bad.ipynb is no readable notebook"):
+        copy_code(code / "notebooks", tmp_path / "again", Cleaner([]), said.append)
+
+
+def test_all_that_the_project_itself_holds_is_code():
+    tracked = subprocess.run(["git", "ls-files", "medkd", "notebooks"], capture_output=True, text=True, check=False)
+    assert {f".{name.rpartition('.')[2]}" for name in tracked.stdout.split()} <= set(SUFFIXES)
+
+
+@pytest.fixture
+def study(code):
+    """A finished study of a simulated cohort, given published splits and weights by files."""
+    files = {name: code / "given files" / name for name in ("splits.csv", "w.safetensors")}
+    files["w.safetensors"].parent.mkdir()
+    for path in files.values():
+        path.write_text(path.name)
+    folder = code / "reports" / "night"
+    for name in ("figures", "tables", "c/notebooks"):
+        (folder / name).mkdir(parents=True)
+    (folder / "tables" / "t.csv").write_text(f"file,n\n{files['splits.csv']},1/2\n")
+    (folder / "index.html").write_text(f'<img src="data:image/png;base64,A+/b/c=="><td>{files["splits.csv"]}</td>')
+    name = "02_teacher_training.phantom-glioma"
+    nbformat.write(notebook_of(files["splits.csv"].parent), folder / "c" / "notebooks" / f"{name}.ipynb")
+    given = {"split_file": str(files["splits.csv"]), "teacher": {"weights": str(files["w.safetensors"])}}
+    write_json(folder / "c" / "notebooks" / f"{name}.json", {"parameters": given | {"weights": "imagenet"}})
+    told = {"cohorts": [{"dataset": "phantom-glioma", "root": ""}], "grid": {"encoder": ["a"]}, "cells": []}
+    told["parameters"] = {"split_file": given["split_file"], "teacher.weights": "w.safetensors", "weights": "imagenet"}
+    each = {"notebook": "02_teacher_training", "folder": "c", "state": "finished"}
+    cell = {"name": "c", "dataset": "phantom-glioma", "state": "finished", "notebooks": [each], "parameters": {}}
+    write_json(folder / "study.json", {"name": "night", "study": told, "cells": [cell]})
+    return folder
+
+
+def test_a_bundle_holds_the_files_that_its_study_names_and_no_folder_of_this_machine(study, tmp_path):
+    made = assemble.bundle("night", tmp_path / "made", say=lambda line: None)
+    parameters = yaml.safe_load((made / "study.yaml").read_text())["parameters"]
+    files = {"split_file": "files/splits.csv", "teacher.weights": "files/w.safetensors"}
+    assert parameters == files | {"weights": "imagenet"}
+    assert all((made / name).read_text() == name.removeprefix("files/") for name in files.values())
+    for path in made.rglob("*"):
+        if path.is_file():
+            assert str(tmp_path) not in path.read_text() and "anna" not in path.read_text(), path
+    shown = nbformat.read(made / "notebooks" / "c" / "02_teacher_training.phantom-glioma.ipynb", as_version=4)
+    assert shown.cells[0].outputs[0]["data"]["image/png"] == "AB/ab/cd/+x=="
+    assert shown.cells[0].outputs[1]["data"]["text/html"].endswith("/given files/p1.png</td><td>1</td>")
+    assert "given files/p1.png" in (made / "notebooks/c/02_teacher_training.phantom-glioma.html").read_text()
+    assert (made / "report" / "tables" / "t.csv").read_text() == "file,n\nsplits.csv,1/2\n"
+    page = (made / "report" / "index.html").read_text()
+    assert page == '<img src="data:image/png;base64,A+/b/c=="><td>splits.csv</td>'
+
+
+def test_a_study_whose_file_is_gone_is_refused(study, tmp_path):
+    (study.parents[1] / "given files" / "splits.csv").unlink()
+    with pytest.raises(DataError, match="splits.csv is not there any more, but study night needs it"):
+        assemble.bundle("night", tmp_path / "made")
+
+
+def test_files_of_one_name_stay_apart_and_those_of_the_grid_are_found(tmp_path):
+    files = [tmp_path / name / "s.csv" for name in ("a", "b")]
+    for path in files:
+        path.parent.mkdir()
+        path.write_text(path.parent.name)
+    (tmp_path / "to").mkdir()
+    told = {"grid": {"split_file": ["a/s.csv", "../b/s.csv", ""]}, "cells": [{"teacher": {"weights": str(files[1])}}]}
+    found = portable(told, files, tmp_path / "to", lambda line: None)
+    assert found["grid"]["split_file"] == ["files/s.csv", "files/1-s.csv", ""]
+    assert found["cells"] == [{"teacher": {"weights": "files/1-s.csv"}}]
+    assert (tmp_path / "to" / "files" / "1-s.csv").read_text() == "b"
+    with pytest.raises(DataError, match="s.csv may be .*a/s.csv or .*b/s.csv; name it by its whole path"):
+        portable({"parameters": {"split_file": "s.csv"}}, files, tmp_path / "to", lambda line: None)

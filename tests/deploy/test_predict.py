@@ -1,8 +1,11 @@
 """`medkd predict`: a model folder and images in, table and contact sheets out; bad files named, bad folders refused."""
 
 import json
+import os
 import struct
+import subprocess
 import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -18,6 +21,7 @@ from medkd.deploy import predict as predict_module
 from medkd.deploy.predict import image_files, predict_images
 from medkd.deploy.sheet import contact_sheet
 from medkd.errors import DataError, ParameterError
+from medkd.files import digest_of, write_json
 
 pytest.importorskip("onnxruntime", reason="medkd[export]")
 pytest.importorskip("onnxscript", reason="medkd[export]")
@@ -36,7 +40,6 @@ def model(tmp_path_factory):
     """A folder as `medkd export` writes it, of a network whose answers are known."""
     from medkd.deploy.deployed import Deployed
     from medkd.deploy.export import write_programs
-    from medkd.files import digest_of, write_json
 
     folder = tmp_path_factory.mktemp("model")
     write_programs(Deployed(MeanColour().eval(), 8, temperature=2.0), tuple(COLOURS), folder)
@@ -173,13 +176,99 @@ def test_a_contact_sheet_shows_the_image_above_its_three_lines(model):
 
 
 def test_a_name_that_is_no_unicode_or_holds_control_characters_is_written_as_text(model, tmp_path):
-    import os
-
     name = os.fsencode(tmp_path) + b"/caf\xe9\x1b[31m.png"
     Image.new("RGB", (8, 8), COLOURS["red"]).save(tmp_path / "a.png")
     os.rename(tmp_path / "a.png", name)
     done = predict_images(model, [tmp_path], tmp_path / "out")
     assert done.table["file"].tolist() == [rf"{tmp_path}/caf\xe9\x1b[31m.png"]
+
+
+def test_linked_folders_are_searched_once_and_links_to_nothing_are_told(model, pictures, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    Image.new("RGB", (8, 8), COLOURS["green"]).save(other / "a.png")
+    (pictures / "linked").symlink_to(other)
+    (pictures / "linked again").symlink_to(other)
+    (pictures / "around").symlink_to(pictures)
+    (pictures / "gone.png").symlink_to("nowhere")
+    (pictures / "gone").symlink_to("nowhere else")
+    found = [str(path.relative_to(pictures)) for path in image_files([pictures])]
+    inside = ["linked/a.png", "more/img1.bmp"]
+    assert found == ["gone", "gone.png", "img2.PNG", "img3.webp", "img10.png", *inside]
+    result = run(model, pictures, "--to", tmp_path / "out")
+    assert result.exit_code == 2 and "2 of 7 images cannot be read" in result.stderr
+    assert f"not read: {pictures / 'gone.png'}: No such file or directory" in result.stderr
+
+
+def test_a_subfolder_that_cannot_be_listed_is_told(model, pictures, tmp_path, monkeypatch):
+    scandir = os.scandir
+
+    def refusing(place):
+        if str(place).endswith("more"):
+            raise PermissionError(13, "Permission denied", place)
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    done = predict_images(model, [pictures], tmp_path / "out")
+    assert list(done.unreadable) == [str(pictures / "more")] and len(done.table) == 3
+
+
+def test_an_empty_name_is_no_folder(model, pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(pictures)
+    result = run(model, "", "--to", tmp_path / "out")
+    assert result.exit_code == 2 and "an empty name is no file or folder" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_program_is_started_for_a_file_of_another_format(model, pictures, tmp_path, monkeypatch):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(pictures / "a.jpg")
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was started"))
+    done = predict_images(model, [pictures], tmp_path / "out")
+    assert done.unreadable == {str(pictures / "a.jpg"): "it is no image of a known format"}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), DataError("damaged")])
+def test_an_older_result_stays_whole_when_a_later_call_is_interrupted(model, pictures, tmp_path, monkeypatch, error):
+    out = tmp_path / "out"
+    predict_images(model, [pictures], out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    monkeypatch.setattr(predict_module, "PER_PAGE", 1)
+    probabilities, seen = predict_module.ExportedModel.probabilities, []
+
+    def raising(self, images):
+        seen.append(len(images))
+        if len(seen) == 2:
+            raise error
+        return probabilities(self, images)
+
+    monkeypatch.setattr(predict_module.ExportedModel, "probabilities", raising)
+    with pytest.raises(type(error)):
+        predict_images(model, [pictures], out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_images_that_nobody_waits_for_any_more_are_not_read(model, tmp_path, monkeypatch):
+    """Ctrl-C at the first image of a page ends the call, not after the other fifty-nine."""
+    for number in range(40):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+    seen = []
+
+    def slow(path, size):
+        seen.append(path)
+        time.sleep(0.1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict_module, "_read", slow)
+    monkeypatch.setattr(predict_module, "MAX_THREADS", 1)
+    with pytest.raises(KeyboardInterrupt):
+        predict_images(model, [tmp_path], tmp_path / "out")
+    assert len(seen) < 5
+
+
+def test_prediction_needs_no_torch():
+    code = "import sys; sys.modules['torch'] = None; import medkd.deploy.predict, medkd.deploy.runtime"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_folder_without_images_is_refused(model, tmp_path):
@@ -215,8 +304,12 @@ def test_a_changed_network_is_refused_before_it_is_run(copied, pictures, tmp_pat
         (lambda record: record | {"image_size": 10**9}, "image_size: Input should be less than or equal to 4096"),
         (lambda record: record | {"files": {}}, "its SHA-256 differs"),
         (lambda record: [], "does not describe a model"),
+        (lambda record: record | {"classes": ["red", "red", "blue"]}, "classes: a name is empty or stands twice"),
+        (lambda record: record | {"classes": ["red", " ", "blue"]}, "classes: a name is empty or stands twice"),
+        (lambda record: record | {"classes": record["classes"][::-1]}, 'exported with the classes .*names ."blue", '),
+        (lambda record: record | {"image_size": 9}, "sees images of 8 px, but model.json says 9 px"),
     ],
-    ids=["format", "classes", "size", "digest", "list"],
+    ids=["format", "classes", "size", "digest", "list", "twice", "empty", "order", "other size"],
 )
 def test_a_record_that_does_not_fit_is_one_sentence(copied, pictures, tmp_path, change, message):
     record = json.loads((copied / "model.json").read_text())
@@ -229,9 +322,10 @@ def test_a_record_that_does_not_fit_is_one_sentence(copied, pictures, tmp_path, 
 def test_a_folder_that_is_no_model_or_lacks_its_network_is_refused(copied, pictures, tmp_path):
     with pytest.raises(DataError, match="holds no exported model"):
         predict_images(pictures, [pictures], tmp_path / "out")
-    (copied / "model.json").write_bytes(b"\xff{")
-    with pytest.raises(DataError, match="does not describe a model"):
-        predict_images(copied, [pictures], tmp_path / "out")
+    for content in (b"\xff{", b"[" * 100_000):
+        (copied / "model.json").write_bytes(content)
+        with pytest.raises(DataError, match="does not describe a model"):
+            predict_images(copied, [pictures], tmp_path / "out")
 
 
 def test_classes_that_do_not_fit_the_network_are_refused(copied, pictures, tmp_path):
@@ -239,6 +333,66 @@ def test_classes_that_do_not_fit_the_network_are_refused(copied, pictures, tmp_p
     (copied / "model.json").write_text(json.dumps(record | {"classes": ["red", "green"]}))
     with pytest.raises(DataError, match="gives 3 probabilities, but model.json names 2 classes"):
         predict_images(copied, [pictures], tmp_path / "out")
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A function: the last operator, and what differs from a good network -> folder with such a one."""
+    onnx = pytest.importorskip("onnx")
+    h, kinds = onnx.helper, onnx.TensorProto
+
+    def make(
+        last, attributes=None, *, kind="FLOAT", given=("UINT8", ["n", 3, "h", "w"]), says=("red", "green", "blue")
+    ):
+        folder = tmp_path / "made"
+        folder.mkdir(exist_ok=True)
+        nodes = [h.make_node("Cast", ["images"], ["f"], to=kinds.FLOAT)]
+        nodes += [h.make_node("ReduceMean", ["f", "axes"], ["m"], keepdims=0)]
+        nodes += [h.make_node(last, ["m"], ["p"], **(attributes or {}))]
+        if kind != "FLOAT":
+            nodes += [h.make_node("Cast", ["p"], ["q"], to=getattr(kinds, kind))]
+        images = h.make_tensor_value_info("images", getattr(kinds, given[0]), given[1])
+        out = h.make_tensor_value_info("p" if kind == "FLOAT" else "q", getattr(kinds, kind), ["n", 3])
+        axes = onnx.numpy_helper.from_array(np.array([2, 3]), "axes")
+        network = h.make_model(
+            h.make_graph(nodes, "g", [images], [out], [axes]), opset_imports=[h.make_opsetid("", 18)], ir_version=9
+        )
+        h.set_model_props(network, {"classes": json.dumps(says)} if says else {})
+        onnx.save(network, folder / "model.onnx")
+        record = {"format": "medkd-export-1", "title": "made", "classes": list(COLOURS), "image_size": 8}
+        record |= {"simulated": True, "files": {"model.onnx": digest_of(folder / "model.onnx")}}
+        write_json(folder / "model.json", record)
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize("network", [("Identity",), ("Acos",), ("Softmax", {"axis": 0})], ids=["raw", "nan", "axis"])
+def test_numbers_that_are_no_probabilities_are_refused(made, pictures, tmp_path, network):
+    with pytest.raises(DataError, match="model.onnx gives numbers that are no probabilities"):
+        predict_images(made(*network), [pictures], tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "DOUBLE"}, "must have one input `images`, uint8"),
+        ({"given": ("FLOAT", ["n", 3, "h", "w"])}, "must have one input `images`, uint8"),
+        ({"given": ("UINT8", ["n", 1, "h", "w"])}, "must have one input `images`, uint8"),
+        ({"given": ("UINT8", [1, 3, 8, 8])}, "onnxruntime cannot run model.onnx on images"),
+        ({"says": None}, "exported with the classes none"),
+    ],
+)
+def test_networks_of_another_make_are_refused_in_one_sentence(made, pictures, tmp_path, options, message):
+    folder = made("Softmax", {"axis": 1}, **options)
+    with pytest.raises(DataError, match=message) as found:
+        predict_images(folder, [pictures], tmp_path / "out")
+    assert "\n" not in str(found.value)
+
+
+def test_a_network_that_does_not_say_its_image_size_is_an_older_export(made, pictures, tmp_path):
+    assert len(predict_images(made("Softmax", {"axis": 1}), [pictures], tmp_path / "out").table) == 4
 
 
 def test_a_missing_onnxruntime_is_one_sentence_that_names_the_extra(model, pictures, tmp_path, monkeypatch):

@@ -266,3 +266,15 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
         write_json(path, {"auroc": object()})
     assert json.loads(path.read_text()) == {"auroc": 0.8}
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("kind, ending", [("table", "csv"), ("figure", "png")])
+def test_a_file_outside_of_the_reports_folder_is_not_embedded(report, tmp_path_factory, kind, ending):
+    folder, entries = report
+    secret = tmp_path_factory.mktemp("other") / f"secret.{ending}"
+    secret.write_text("secret")
+    (folder / f"link.{ending}").symlink_to(secret)
+    for named in (str(secret), f"../{secret.parent.name}/{secret.name}", f"link.{ending}"):
+        given = [*entries, entry(kind, "evil", "Evil.", files={ending: named})]
+        with pytest.raises(DataError, match=f'{kind} "evil" of .*which is not in the report\'s folder'):
+            build_page(folder, title="Quick", manifest={}, entries=given, notebooks=())

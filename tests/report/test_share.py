@@ -16,7 +16,7 @@ from medkd.cli import app
 from medkd.errors import DataError
 from medkd.files import write_json
 from medkd.report.artifacts import Artifacts
-from medkd.report.share import share
+from medkd.report.share import Cleaner, share
 
 STAGE = "07_evaluation.isic2018"
 
@@ -76,6 +76,12 @@ def test_photographs_links_and_folders_stay_at_home(report, tmp_path):
         ("root:/home/ann/x", "root:x"),
         ("file:///home/ann/x.html", "x.html"),
         (r"C:\Users\ann\x.csv is missing", "x.csv is missing"),
+        (r"C:\Users\ann m\x.csv is missing", "x.csv is missing"),
+        (r"see \\annserver\share\ann\x.csv", "see x.csv"),
+        ("/mnt/ann/My Größe (2)/x.csv is missing", "<strong>A notebook failed.</strong> x.csv is missing"),
+        ("/home/ann/x.csv and 1/2", "x.csv and 1/2"),
+        ("in </home/ann/x.csv>", "in &lt;x.csv&gt;"),
+        ("~ann/secret/x.csv", "<strong>A notebook failed.</strong> x.csv"),
         ("https://example.org/a/b and 1/2", "https://example.org/a/b and 1/2"),
     ],
 )
@@ -86,6 +92,25 @@ def test_errors_lose_their_folders_too(report, tmp_path, text, left):
     write_json(report / "manifest.json", manifest)
     html = share("isic2018", tmp_path / "given.html").read_text(encoding="utf-8")
     assert left in html and "ann" not in re.sub(r"data:image/png;base64,[^\"]+|[a-z]*annot[a-z]*", "", html)
+
+
+def test_cells_of_tables_and_titles_lose_their_folders_too(report, tmp_path):
+    places = ["/home/ann/Other Klinik/a.png", "/home/ann smith/own/b.png"]
+    frame = pd.DataFrame({"/home/ann/h.csv": places, "share": ["1/2", "n/a"]})
+    Artifacts(report, STAGE, simulated=False).table(frame, "places", "Places.")
+    manifest = json.loads((report / "manifest.json").read_text())
+    manifest["cohorts"]["isic2018"]["title"] = "Own, /home/ann/table.csv"
+    manifest["parameters"][STAGE].append({"parameter": "root", "value": "/home/ann smith/own", "default": ""})
+    write_json(report / "manifest.json", manifest)
+    html = share("isic2018", tmp_path / "given.html").read_text(encoding="utf-8")
+    for kept in (">a.png<", ">own/b.png<", ">h.csv<", ">1/2<", ">n/a<", "Own, table.csv"):
+        assert kept in html
+    assert "/home/" not in html and "Klinik" not in html and "smith" not in html
+
+
+def test_an_embedded_picture_is_no_path():
+    text = "data:image/png;base64,AB+/ab/cd/+/x== and /home/ann/x.csv"
+    assert Cleaner([])(text) == "data:image/png;base64,AB+/ab/cd/+/x== and x.csv"
 
 
 def test_what_did_not_run_with_these_parameters_is_not_given_away(report, tmp_path):
