@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# Where it is set, every kernel compiles torch's Python code anew: 8 s of processor time in place of 3.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: report test test-fast test-lab lab docs bench lint lock sync clean
 
 report: $(READY)  ## run every notebook on the simulated cohorts; prints the path of the page
 	@$(BIN)/medkd report $(ARGS)
 
 # A file of tests a process, each with one thread: fixtures of a file are shared, and threads do not wait for each other.
-TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+TESTS := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test: $(READY)  ## all tests
 	@$(TESTS) $(ARGS)

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from medkd.cli import app
 from medkd.data.registry import cohort_names
+from medkd.report.notebooks import NotebookFailure
 
 runner = CliRunner()
 
@@ -73,6 +74,20 @@ def test_report_refuses_bad_input_in_one_sentence_before_anything_runs(project, 
     assert message in result.stderr
     assert "Traceback" not in result.output
     assert not (project / "reports").exists()
+
+
+@pytest.mark.parametrize(("kind", "code"), [("exception", 3), ("dead kernel", 4), ("timeout", 5), ("interrupt", 130)])
+def test_the_exit_status_of_a_report_says_how_a_notebook_ended(project, monkeypatch, kind, code):
+    asked = {}
+
+    def fail(*_, **how):
+        asked.update(how)
+        raise NotebookFailure(kind, "02", 4, "Train", "why")
+
+    monkeypatch.setattr("medkd.report.run.run_report", fail)
+    done = runner.invoke(app, ["report", "--dataset", "phantom-glioma", "--cell-timeout", "7"])
+    assert done.exit_code == code and "02, cell 4 (Train): why" in done.stderr
+    assert asked["cell_timeout"] == 7
 
 
 def test_data_list_names_every_cohort():

@@ -14,7 +14,8 @@ def state_of(name):
     return next(check for check in doctor.examine() if check.name == name)
 
 
-def test_this_installation_is_sound():
+def test_this_installation_is_sound(monkeypatch):
+    monkeypatch.delenv("MEDKD_HOME", raising=False)
     result = CliRunner().invoke(app, ["doctor"])
     assert result.exit_code == 0, result.stdout
     assert [line.split()[0] for line in result.stdout.splitlines()].count("mend") == 0

@@ -201,7 +201,8 @@ def _local_cluster(workers: int, n_nodes: int) -> Any:
             scheduler_kwargs={"dashboard": False},
             security=True,  # TLS with a certificate made for this study: on localhost other users are strangers too
             preload=["medkd.batch.node"],
-            env={"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": os.environ.get("MKL_NUM_THREADS", threads)},
+            env=dict.fromkeys(("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"), threads)
+            | {"MKL_NUM_THREADS": os.environ.get("MKL_NUM_THREADS", threads)},
         )
     if found:
         _one_gpu_each(cluster, n_workers, found)

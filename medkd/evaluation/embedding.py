@@ -12,6 +12,7 @@ import numpy as np
 from scipy.linalg import orthogonal_procrustes
 from sklearn.metrics import silhouette_score
 from sklearn.model_selection import GroupKFold
+from threadpoolctl import ThreadpoolController
 
 from medkd.errors import DataError, ParameterError
 from medkd.evaluation.probes import neighbour_purity, unit_rows
@@ -47,8 +48,9 @@ def umap_embedding(
         McInnes, Healy, Melville 2018, arXiv:1802.03426.
     """
     features = _checked(features)
-    fit = _umap(len(features), seed, n_neighbors, min_dist)
-    return fit.fit_transform(unit_rows(features)).astype(np.float32)
+    with _threads_kept():
+        plane = _umap(len(features), seed, n_neighbors, min_dist).fit_transform(unit_rows(features))
+    return plane.astype(np.float32)
 
 
 def embed_together(
@@ -92,11 +94,12 @@ def embed_together(
             f'"{reference}" has {n}; pass the rows that all methods have in common'
         )
     found = {method: np.pad(values, ((0, 0), (0, widest - values.shape[1]))) for method, values in found.items()}
-    fit = _umap(n, seed, n_neighbors, min_dist)
-    plane = {reference: fit.fit_transform(found[reference])}
-    for method, values in found.items():
-        if method != reference:
-            plane[method] = fit.transform(rotated_onto(found[reference], values, groups))
+    with _threads_kept():
+        fit = _umap(n, seed, n_neighbors, min_dist)
+        plane = {reference: fit.fit_transform(found[reference])}
+        for method, values in found.items():
+            if method != reference:
+                plane[method] = fit.transform(rotated_onto(found[reference], values, groups))
     return {method: plane[method].astype(np.float32) for method in features}
 
 
@@ -173,6 +176,18 @@ def _umap(n: int, seed: int, n_neighbors: int, min_dist: float) -> UMAP:
         transform_seed=seed,
         n_jobs=1,  # a seed forces one thread anyway; saying so avoids UMAP's warning
     )
+
+
+@contextmanager
+def _threads_kept() -> Iterator[None]:
+    """Give torch and BLAS back the threads that they had: numba's OpenMP layer takes all cores, for them too."""
+    before = {library.filepath: library.num_threads for library in ThreadpoolController().lib_controllers}
+    try:
+        yield
+    finally:
+        for library in ThreadpoolController().lib_controllers:
+            if library.filepath in before:
+                library.set_num_threads(before[library.filepath])
 
 
 @contextmanager

@@ -304,8 +304,9 @@ def test_too_few_classes_for_the_rare_chain_are_told_before_confirming(pairs):
 @pytest.mark.parametrize(
     "changes, told",
     [
-        ({"table": "../table.csv"}, "table"),
-        ({"table": "/etc/passwd"}, "table"),
+        ({"table": "../table.csv"}, '"table": String should match pattern'),
+        ({"table": "..\\table.csv"}, '"table": String should match pattern'),
+        ({"table": "/etc/passwd"}, '"table": String should match pattern'),
         ({"classes": ["MEL", "NV", "MEL"]}, "it has one of the classes MEL, NV, MEL twice"),
     ],
 )

@@ -11,6 +11,22 @@ from medkd.evaluation.metrics import aggregate, classification_metrics
 from medkd.evaluation.scorers import SCALARS, classification_scorer
 from medkd.evaluation.survival import aggregate_risks, c_index, survival_scorers
 
+
+def test_images_of_one_patient_are_one_cluster_of_a_paired_difference():
+    """Every image three times over, as more images of its patient: the same intervals."""
+    rng = np.random.default_rng(0)
+    n = 60
+    table = pd.DataFrame({"patient": [f"p{i // 2}" for i in range(n)], "label": np.arange(n) % 2, "part": 0})
+    table["id"] = table["roi"] = [f"x{i}" for i in range(n)]
+    one = pd.concat(
+        [table.assign(method=m, setting="", p_1=(q := rng.random(n)), p_0=1 - q) for m in ("CE only", "KD")]
+    )
+    three = pd.concat([one.assign(id=one["id"] + copy, roi=one["id"] + copy) for copy in "abc"])
+    columns = ["difference", "low", "high", "p_value"]
+    expected, found = (differences(t, "CE only", level="image", n_resamples=200)[columns] for t in (one, three))
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
 METHODS = ("teacher", "image only", "genes only", "CE only", "KD")
 
 

@@ -1,4 +1,5 @@
 import hashlib
+import os
 import subprocess
 import sys
 import warnings
@@ -127,11 +128,19 @@ def digest_of_shared_plane():
 
 @pytest.mark.slow
 def test_shared_plane_of_separated_classes_is_the_same_to_the_bit_in_another_process():
-    call = "import test_embedding; print(test_embedding.digest_of_shared_plane())"
+    call = "import test_embedding, torch; print(test_embedding.digest_of_shared_plane(), torch.get_num_threads())"
+    environment = {name: value for name, value in os.environ.items() if name != "NUMBA_NUM_THREADS"}
     other = subprocess.run(
-        [sys.executable, "-c", call], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        [sys.executable, "-c", call],
+        cwd=Path(__file__).parent,
+        env=environment | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    assert other.stdout.strip() == digest_of_shared_plane() == digest_of_shared_plane()
+    digest, n_threads = other.stdout.split()
+    assert digest == digest_of_shared_plane() == digest_of_shared_plane()
+    assert n_threads == "1", "numba's threads became those of torch"
 
 
 def test_methods_of_one_plane_need_a_reference_and_the_same_images():

@@ -1,4 +1,5 @@
 import importlib.util
+import os
 
 import pytest
 import torch
@@ -18,6 +19,24 @@ from medkd.models.encoders import (
     trunk_width,
 )
 from medkd.models.resnet12 import GhostBatchNorm2d
+
+
+class Attack:
+    """What a pickle asks for when it is loaded without a guard."""
+
+    def __init__(self, canary):
+        self.canary = canary
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.canary),)
+
+
+def test_a_weights_file_that_runs_code_is_refused_and_not_run(tmp_path):
+    torch.save({"blocks.0.weight": Attack(tmp_path / "canary")}, tmp_path / "evil.pt")
+    with pytest.raises(DataError, match=r"evil\.pt.* cannot be read as a state dict"):
+        build_image_encoder("conv4", weights=tmp_path / "evil.pt")
+    assert not (tmp_path / "canary").exists()
+
 
 HAS_TIMM = importlib.util.find_spec("timm") is not None
 needs_timm = pytest.mark.skipif(not HAS_TIMM, reason="timm is not installed")

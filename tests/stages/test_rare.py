@@ -23,6 +23,7 @@ from medkd.stages import (
     evaluate,
     label,
     pretrain,
+    pseudo_labelling,
     self_distil,
 )
 from medkd.stages.context import Context, cohort_of
@@ -277,3 +278,12 @@ def test_settings_that_a_variant_does_not_use_do_not_train_it_again(home):
 def test_a_published_network_is_built_without_its_width_being_asked_for(home):
     encoder, _, _ = build_encoder(MocoParams(**TINY, encoder="resnet18"))
     assert encoder.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, DIM)
+
+
+def test_the_labelling_stage_hands_its_options_to_the_classifier(lesion_cohort, monkeypatch):
+    given = {}
+    monkeypatch.setattr(pseudo_labelling, "label_tasks", lambda *_, **options: given.update(options) or {})
+    params = pseudo_labelling.PseudoLabelParams(classifier="ridge", normalize="l2", C=0.25)
+    context = Context(params, lesion_cohort({"n": 4, "d": 4, "v": 4}), torch.device("cpu"))
+    pseudo_labelling.classify(context, np.zeros((3, 2)), {}, np.arange(2))
+    assert (given["classifier"], given["normalize"], given["C"]) == ("ridge", "l2", 0.25)

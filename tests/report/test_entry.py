@@ -1,0 +1,35 @@
+"""What a notebook of a report depends on, and what its first call gives it."""
+
+import dataclasses
+
+import pytest
+
+from medkd.data.phantoms import glioma
+from medkd.report import entry as entries
+from medkd.report.plan import plan
+from medkd.report.session import begin
+from medkd.stages import TeacherParams
+
+
+def test_a_notebook_is_stale_when_it_its_parameters_the_code_or_the_cohort_change(project, monkeypatch):
+    (project / "notebooks").mkdir()
+    path = project / "notebooks" / "02_teacher_training.ipynb"
+    path.write_text("{}")
+    entry = plan(["phantom-glioma"], report="r", overrides={})[1]
+    keys = [entries.entry_key(entry, "a"), entries.entry_key(entry, "b")]
+    keys.append(entries.entry_key(dataclasses.replace(entry, parameters=entry.parameters | {"seed": 9}), "a"))
+    monkeypatch.setattr(entries, "code_digest", lambda: "other code")
+    keys.append(entries.entry_key(entry, "a"))
+    path.write_text("{ }")
+    keys.append(entries.entry_key(entry, "a"))
+    assert len(set(keys)) == 5
+    moved = dataclasses.replace(entry, parameters=entry.parameters | {"report": "x", "root": "/y", "device": "cpu"})
+    assert entries.entry_key(moved, "a") == keys[-1]
+
+
+@pytest.mark.parametrize("simulated", [True, False])
+def test_what_a_notebook_draws_is_marked_where_its_cohort_is_simulated(project, monkeypatch, simulated):
+    cohort = dataclasses.replace(glioma.make(n_patients=10, image_size=16), simulated=simulated)
+    monkeypatch.setattr("medkd.report.session.cohort_for", lambda params: cohort)
+    _, out = begin(TeacherParams())
+    assert out.simulated is simulated
