@@ -21,7 +21,7 @@ from benchmarks.quick_preset import moco_of, moco_optimiser, moco_params, moco_s
 from medkd.data.images import FileImages
 from medkd.data.views import HYBRID, MOCO_V2
 from medkd.losses.contrastive import info_nce
-from medkd.models.device import autocast, pick_device
+from medkd.models.device import GIB, autocast, keep_freed_memory, pick_device
 from medkd.models.momentum import MoCo
 from medkd.stages.moco_url import MocoParams
 from medkd.training.inputs import ImageModality
@@ -46,6 +46,7 @@ def run(scale: Scale) -> list[Row]:
             medians=medians(found),
         ),
         _share_of_momentum_and_queue(moco, params, step_seconds, scale),
+        _memory_kept_between_steps(params, scale),
     ]
     return [*rows, _against_lightly(scale)]
 
@@ -153,6 +154,27 @@ def _lightly(folder: Path, params: MocoParams) -> Callable[[], None]:
             optimizer.step()
 
     return run
+
+
+def _memory_kept_between_steps(params: MocoParams, scale: Scale) -> Row:
+    """Steps that map their activations anew, as glibc has it, against steps that find the memory of the last one."""
+    larger = params.model_copy(update={"image_size": scale.pick(48, 48, 16), "batch_size": scale.pick(128, 128, 8)})
+    train = _floor(larger, scale.pick(4, 2, 1))
+
+    def with_memory(up_to: int) -> Callable[[], None]:
+        return lambda: (keep_freed_memory(up_to), train())
+
+    try:
+        found = alternate({"given back": with_memory(32 << 20), "kept": with_memory(GIB)}, scale.repeats)
+    finally:
+        keep_freed_memory()
+    return Row(
+        "2 MoCo",
+        f"step at {larger.image_size} px, batch {larger.batch_size}, memory given back / kept between steps",
+        **ratio(found["given back"], found["kept"]),
+        medians=medians(found),
+        note="no difference on a GPU",
+    )
 
 
 def _unit(features: Tensor) -> Tensor:

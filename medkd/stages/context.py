@@ -10,7 +10,7 @@ import torch
 from medkd.data.cohort import Cohort
 from medkd.data.registry import chain_of, load_cohort
 from medkd.errors import ParameterError
-from medkd.models.device import pick_device
+from medkd.models.device import keep_freed_memory, pick_device
 from medkd.stages.params import StageParams
 
 
@@ -38,7 +38,10 @@ class Context:
                 f'{params.stage} needs {needs}; dataset = "{params.dataset}" is none. '
                 "`medkd data list` shows which cohorts serve which chain"
             )
-        return cls(params, cohort_for(params), pick_device(params.device))
+        device = pick_device(params.device)
+        if device.type == "cpu":
+            keep_freed_memory()
+        return cls(params, cohort_for(params), device)
 
 
 def cohort_for(params: StageParams) -> Cohort:

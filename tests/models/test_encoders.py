@@ -1,5 +1,7 @@
 import importlib.util
 import os
+import resource
+import sys
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from medkd.errors import DataError, ParameterError
-from medkd.models.device import autocast, has_native_bfloat16, pick_device, to_device
+from medkd.models.device import GIB, autocast, has_native_bfloat16, keep_freed_memory, pick_device, to_device
 from medkd.models.encoders import (
     FeatureHead,
     build_feature_encoder,
@@ -291,3 +293,21 @@ def test_a_vector_of_another_length_is_refused_in_one_sentence():
     encoder = build_vector_encoder(80)
     with pytest.raises(DataError, match=r"built for vectors of 80 numbers, shape \(n, 80\), and got \(4, 46\)"):
         encoder(torch.zeros(4, 46))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_blocks_that_were_freed_are_taken_again_without_new_pages():
+    def n_faults():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(10):
+            torch.zeros(50 << 18)  # 50 MiB, which glibc maps anew each time
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    try:
+        keep_freed_memory(32 << 20)
+        given_back = n_faults()
+        keep_freed_memory()
+        torch.zeros(50 << 18)
+        assert n_faults() < given_back / 5
+    finally:
+        keep_freed_memory(GIB)
