@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,6 +73,30 @@ def _umask() -> int:
     """Which permissions new files do not get; there is no way to ask without setting it."""
     os.umask(mask := os.umask(0o077))
     return mask
+
+
+def walk_once(
+    folder: Path, onerror: Callable[[OSError], Any] | None = None
+) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """`os.walk` that enters links too: each folder once, by a path without links if there is one.
+
+    Args:
+        folder: where it starts.
+        onerror: called with the error of a folder that cannot be listed; by default it is passed over.
+
+    Yields:
+        Folder, names of its subfolders (those that the caller takes away are not entered), and of its files.
+    """
+    waiting, seen = deque([folder]), set()
+    while waiting:
+        for place, subfolders, files in os.walk(waiting.popleft(), onerror=onerror):
+            status = os.stat(place)
+            if (status.st_dev, status.st_ino) in seen:
+                subfolders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            yield Path(place), subfolders, files
+            waiting.extend(path for name in sorted(subfolders) if (path := Path(place, name)).is_symlink())
 
 
 def check_room(folder: Path, n_bytes: int, *, what: str, remedy: str) -> None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import io
-import os
 import zipfile
 import zlib
-from collections import deque
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from medkd.errors import DataError
+from medkd.files import walk_once
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 # What reading a member of a damaged or encrypted archive raises, besides OSError.
@@ -78,7 +76,8 @@ class FileStore:
         """
         path = self.root / folder
         if path.is_dir():
-            names = [file.relative_to(self.root).as_posix() for file in _files_below(path)]
+            files = (Path(place, name) for place, _, names in walk_once(path) for name in names)
+            names = [file.relative_to(self.root).as_posix() for file in files if file.is_file()]
         elif (archive := self._archive_of(f"{folder}/x")) is not None:
             names = list(archive.members)
         else:
@@ -137,20 +136,6 @@ class _Archive:
         if name not in self.members:
             raise FileNotFoundError(f"{name} is not in {self.path}")
         return self.members[name]
-
-
-def _files_below(folder: Path) -> Iterator[Path]:
-    """Files in a folder and below it, also behind links; each folder once, by a path without links if there is one."""
-    waiting, seen = deque([folder]), set()
-    while waiting:
-        for place, subfolders, files in os.walk(waiting.popleft()):
-            status = os.stat(place)
-            if (status.st_dev, status.st_ino) in seen:
-                subfolders.clear()
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            yield from (path for name in files if (path := Path(place, name)).is_file())
-            waiting.extend(path for name in sorted(subfolders) if (path := Path(place, name)).is_symlink())
 
 
 def _is_image(path: PurePosixPath) -> bool:

@@ -19,7 +19,7 @@ from medkd.data.images import MAX_THREADS, UNREADABLE, decode
 from medkd.deploy.runtime import RESEARCH_ONLY, ExportedModel
 from medkd.deploy.sheet import PER_PAGE, contact_sheet
 from medkd.errors import DataError
-from medkd.files import unwritable, write_table
+from medkd.files import unwritable, walk_once, write_table
 
 TABLE = "predictions.csv"
 SHEET = re.compile(r"contact_sheet(_\d+)?\.png")
@@ -116,15 +116,9 @@ def image_files(places: Sequence[str | Path]) -> list[Path]:
 def _inside(place: Path) -> Iterator[Path]:
     """Images of a folder and its subfolders, then subfolders that cannot be listed; each folder is searched once."""
     endings = set(Image.registered_extensions())
-    visited: set[tuple[int, int]] = set()
     failed: list[OSError] = []
-    for folder, folders, files in os.walk(place, followlinks=True, onerror=failed.append):
-        about = os.stat(folder)
-        if (about.st_dev, about.st_ino) in visited:
-            folders.clear()
-            continue
-        visited.add((about.st_dev, about.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    for folder, folders, files in walk_once(place, failed.append):
+        folders[:] = [name for name in folders if not name.startswith(".")]
         for path in (Path(folder, name) for name in files if not name.startswith(".")):
             if not path.exists() or (path.suffix.lower() in endings and path.is_file()):
                 yield path
