@@ -113,10 +113,15 @@ def check_room(folder: Path, n_bytes: int, *, what: str, remedy: str) -> None:
     """
     free = shutil.disk_usage(folder).free
     if n_bytes > free:
-        raise DataError(
-            f"{what} need {n_bytes / 1e9:.2f} GB in {folder}, which has {free / 1e9:.2f} GB free; "
-            f"make room, {remedy}, or set MEDKD_HOME to a copy of the project on a larger disk"
-        )
+        raise no_room(folder, n_bytes, f"has {free / 1e9:.2f} GB free", what=what, remedy=remedy)
+
+
+def no_room(folder: Path, n_bytes: int, has: str, *, what: str, remedy: str) -> DataError:
+    """The error to raise where a disk lacks room; `has` says what the folder has, all else is as in `check_room`."""
+    return DataError(
+        f"{what} need {n_bytes / 1e9:.2f} GB in {folder}, which {has}; make room, {remedy}, or set MEDKD_HOME to a "
+        "copy of the project on a larger disk"
+    )
 
 
 @contextmanager

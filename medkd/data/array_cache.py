@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from medkd.errors import DataError
-from medkd.files import check_room, locked, make_once
+from medkd.files import check_room, locked, make_once, no_room
 
 NO_RESERVING = (errno.EINVAL, errno.EOPNOTSUPP)
 """What file systems answer that cannot reserve room."""
@@ -88,8 +88,6 @@ def new_pixels(part: Path, shape: Sequence[int], *, what: str, remedy: str) -> n
     except OSError as error:
         if error.errno in NO_RESERVING:
             return pixels
-        raise DataError(
-            f"{what} need {n_bytes / 1e9:.2f} GB in {part.parent}, which has not so much ({error.strerror}); "
-            f"make room, {remedy}, or set MEDKD_HOME to a copy of the project on a larger disk"
-        ) from error
+        has = f"has not so much ({error.strerror})"
+        raise no_room(part.parent, n_bytes, has, what=what, remedy=remedy) from error
     return pixels
