@@ -328,6 +328,15 @@ def test_a_study_that_runs_already_or_has_no_folder_is_refused(project):
         run_here(study_file(project, "other"))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems count other memory")
+@pytest.mark.parametrize(("limit", "ended"), [(2**29, "MemoryError"), (0, "")])
+def test_a_notebook_that_wants_more_memory_than_its_share_fails_in_words(limit, ended):
+    code = f"from medkd.batch.node import limit_memory; limit_memory({limit}); bytearray(2**29)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.stderr.strip() == ended or run.stderr.strip().endswith(ended)
+    assert (run.returncode != 0) == bool(ended)
+
+
 @pytest.mark.parametrize(("given", "threads"), [("", "4"), ("1", "1")])
 def test_workers_share_the_cores_this_process_may_use_unless_the_environment_says_how_many_threads(
     given, threads, monkeypatch

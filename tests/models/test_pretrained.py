@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import importlib.util
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -107,3 +108,18 @@ def test_packaged_weights_that_do_not_fit_name_the_entry(shipped, file, message)
     shipped(file)
     with pytest.raises(DataError, match=message):
         pretrained.packaged_state(NAME, OWN, "classifier")
+
+
+class Hostile:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_packaged_weights_that_carry_code_are_refused_and_not_run(shipped, tmp_path):
+    shipped({"_stem.weight": Hostile(tmp_path / "ran")})
+    with pytest.raises(DataError, match="cannot be read as a state dict"):
+        pretrained.packaged_state(NAME, OWN, "classifier")
+    assert not (tmp_path / "ran").exists()

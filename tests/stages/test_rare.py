@@ -195,6 +195,20 @@ def test_every_teacher_and_its_options_label_all_tasks(home):
 
 
 @pytest.mark.slow
+def test_the_papers_tasks_keep_other_images_of_a_support_lesion_in_the_query_set(home):
+    shots = {"k_shots": [5], "n_tasks": 1}
+    for by_lesion in (True, False):
+        params = EvaluationParams(**TINY, **shots, by_lesion=by_lesion, moco=MOCO)
+        labels = params.of("self_distillation").of("pseudo_labels")
+        drawn = task_of(label(labels)[5, 0])
+        table = cohort_of(TINY["dataset"], "").table.set_index("id")
+        lesions = [set(table.loc[list(ids), "patient"]) for ids in (drawn.support_ids, drawn.query_ids)]
+        assert bool(lesions[0] & lesions[1]) != by_lesion
+        rare = table["class"].isin(drawn.classes).sum()
+        assert (len(drawn.support_ids) + len(drawn.query_ids) == rare) != by_lesion
+
+
+@pytest.mark.slow
 def test_every_method_is_scored_on_the_same_query_images_of_the_same_tasks(home):
     self_distillation = STUDENT | {
         "methods": list(METHODS),
