@@ -18,7 +18,7 @@ class ContrastSampler:
         n_positives: P, the anchor among them; the others are distinct while the class has enough rows, else its rows
             are repeated in turn (in a class of one, the anchor).
         n_negatives: K, drawn with replacement.
-        exact: the anchor is the only positive (P = 1) and negatives come from all other rows, as CRD has it.
+        exact: the anchor is the only positive (P = 1) and negatives come from all other rows, whatever their class.
 
     Raises:
         ParameterError: if a count is unusable. MedkdError: if there are no rows to contrast with.

@@ -266,8 +266,10 @@ def _relative_distances(features: Tensor) -> Tensor:
 
 
 def _angles(features: Tensor) -> Tensor:
-    """Cosine of the angle at corner i between rows j and k, shape (n, n, n)."""
-    directions = F.normalize(features[None, :, :] - features[:, None, :], dim=2)
+    """Cosine of the angle at corner i between rows j and k, shape (n, n, n); 0 where a side has no length."""
+    sides = features[None, :, :] - features[:, None, :]
+    # of two equal rows the gradient of the direction would be 1e12 times that of the angle
+    directions = F.normalize(torch.where((sides == 0).all(dim=2, keepdim=True), 0.0, sides), dim=2)
     return directions @ directions.transpose(1, 2)
 
 

@@ -81,7 +81,7 @@ def build_baseline(name: str, *, dim: int, labels: Tensor, n_negatives: int, gen
     Args:
         name: key of `BASELINES`.
         dim: length of both features.
-        labels: class of every training row, shape (n_train,), for CRD's memory.
+        labels: class of every training row, shape (n_train,), for CRD's memory; all alike for a task without classes.
         n_negatives: negatives per anchor, for CRD.
         generator: seeds regressors, heads and banks.
 
@@ -127,12 +127,13 @@ class _Variational(nn.Module):
 
 
 class _Contrastive(nn.Module):
-    """CRD: the anchor's own row is the only positive."""
+    """CRD: the anchor's own row is the only positive, negatives are of other classes; without classes, all other rows."""
 
     def __init__(self, dim: int, labels: Tensor, n_negatives: int, generator: torch.Generator) -> None:
         super().__init__()
         self.memory = ContrastiveDistillation(len(labels), dim, dim, embed_dim=dim, generator=generator)
-        self.sampler = ContrastSampler(labels, n_positives=1, n_negatives=n_negatives, exact=True)
+        alike = bool((labels == labels[0]).all())
+        self.sampler = ContrastSampler(labels, n_positives=1, n_negatives=n_negatives, exact=alike)
 
     def forward(self, batch: Batch) -> Tensor:
         candidates = self.sampler(batch.slots, batch.generator)

@@ -188,6 +188,7 @@ class _Training:
         self.position = read_checkpoint(folder, step, optimizer, self.generator) or Position()
         if parallel.world_size() > 1:
             views.manual_seed(self._seed_now())
+            torch.manual_seed(self._seed_now() + 2)  # other units are dropped of other samples
         self.learned = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self.n_steps = len(rows) // batch_size
         self.started = self.saved = time.monotonic()

@@ -95,6 +95,16 @@ def test_relational_equals_a_loop_over_pairs_and_triples():
     assert relational(student, teacher).item() == pytest.approx(by_hand.item(), rel=1e-9)
 
 
+def test_two_equal_student_rows_do_not_blow_up_the_gradient_of_relational():
+    student, teacher = draw(6, 4), draw(6, 3, seed=1)
+    sizes = []
+    for other in (student[1] + 0.5, student[1]):
+        rows = torch.cat([student[:5], other[None]]).requires_grad_()
+        relational(rows, teacher).backward()
+        sizes.append(rows.grad.norm().item())
+    assert sizes[1] < 3 * sizes[0]
+
+
 def test_attention_pools_the_larger_maps_to_the_smaller():
     student, teacher = draw(3, 2, 8, 8), draw(3, 5, 4, 4, seed=1)
     assert attention_transfer(student, teacher) == attention_transfer(F.avg_pool2d(student, 2), teacher)

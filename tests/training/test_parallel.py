@@ -38,10 +38,11 @@ class WholeStep(Step):
         self.modules = nn.ModuleDict({"moco": self.moco, "bank": self.bank})
         self.sampler = ContrastSampler(torch.arange(N) % 2, n_positives=3, n_negatives=5)
         self.device, self.folder, self.stop_at, self.n = torch.device("cpu"), folder, stop_at, 0
-        self.seen = []
+        self.seen, self.drawn = [], []
 
     def loss(self, rows, progress):
         self.seen += rows.tolist()
+        self.drawn.append(torch.rand(()).item())  # as dropout does
         x = self.x[rows]
         output = self.moco(x, x * 1.1)
         drawn = torch.stack([self.sampler(row[None], torch.Generator().manual_seed(int(row)))[0] for row in rows])
@@ -86,7 +87,7 @@ def worker(folder, stop_at):
                  if isinstance(tensor, torch.Tensor) and "extra" not in name}  # fmt: skip
         own = parallel.own_part(torch.arange(11))
         dealt = parallel.dealt(own)
-        found = {"seen": step.seen, "loss": history["loss"].tolist(), "state": state, "own": own.tolist(),
+        found = {"seen": step.seen, "drawn": step.drawn, "loss": history["loss"].tolist(), "state": state, "own": own.tolist(),
                  "dealt": dealt.tolist(), "back": parallel.undealt(dealt).tolist(),
                  "cosines": cosines(own)}  # fmt: skip
         Path(folder, f"rank{parallel.rank()}.json").write_text(json.dumps(found))
@@ -155,6 +156,12 @@ def test_each_row_is_seen_once_an_epoch_by_one_process(alone, both):
         seen = [rank["seen"][epoch * each : (epoch + 1) * each] for rank in both]
         assert sorted(seen[0] + seen[1]) == list(range(N))
     assert sorted(both[0]["seen"] + both[1]["seen"]) == sorted(step.seen)
+
+
+@pytest.mark.slow
+def test_each_process_draws_a_dropout_of_its_own(both):
+    drawn = [rank["drawn"] for rank in both]
+    assert len(set(drawn[0] + drawn[1])) == 2 * EPOCHS * N // BATCH
 
 
 @pytest.mark.slow

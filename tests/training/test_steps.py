@@ -11,7 +11,7 @@ from medkd.errors import DataError, ParameterError
 from medkd.losses.orthogonality import orthogonality
 from medkd.models.fusion import ConcatFusion
 from medkd.models.teacher import MultimodalTeacher, SingleModalityNet
-from medkd.training.baselines import BASELINES
+from medkd.training.baselines import BASELINES, build_baseline
 from medkd.training.distillation import DistillationStep, warn_about_small_classes
 from medkd.training.inputs import ImageModality, VectorModality
 from medkd.training.loop import fit, linear_decay
@@ -324,6 +324,16 @@ def test_unknown_methods_and_more_positives_than_candidates_are_refused():
     with pytest.raises(ParameterError, match="n_selected = 20 positives cannot be kept of n_positives = 10"):
         Recipe(n_positives=10)
     assert METHODS[0] == "ce" and METHODS[-1] == "gmcd" and len(METHODS) == 13
+
+
+def test_crd_contrasts_with_other_classes_and_without_classes_with_all_other_rows():
+    labels = torch.arange(12) % 3
+    for known, apart in ((labels, True), (torch.zeros_like(labels), False)):
+        crd = build_baseline("crd", dim=4, labels=known, n_negatives=400, generator=torch.Generator())
+        drawn = crd.sampler(torch.tensor([0, 7]), torch.Generator().manual_seed(0))
+        for anchor, line in zip((0, 7), drawn.tolist(), strict=True):
+            others = {row for row in range(12) if row != anchor and not (apart and row % 3 == anchor % 3)}
+            assert line[0] == anchor and set(line[1:]) == others
 
 
 @pytest.mark.parametrize("method", ["kd", "crd", "gmcd"])
