@@ -71,7 +71,7 @@ def label_with_logistic_regression(
     *,
     n_way: int,
     C: float = 1.0,
-    max_iter: int = 1000,
+    max_iter: int = 20_000,
 ) -> np.ndarray:
     """Soft labels of `features` from a multinomial logistic regression (L2, lbfgs) on the support set.
 
@@ -81,7 +81,7 @@ def label_with_logistic_regression(
         features: of the images to label, shape (n, d).
         n_way: classes, 2 or more.
         C: inverse strength of the L2 penalty, > 0.
-        max_iter: iterations of lbfgs.
+        max_iter: iterations of lbfgs; features as long as those of a network that has just begun take some thousands.
 
     Returns:
         Probabilities, rows sum to 1, columns in the order of the classes, shape (n, n_way), float64.
@@ -104,7 +104,7 @@ def label_with_logistic_regression(
         except ConvergenceWarning:
             raise TrainingError(
                 f"the logistic regression on {len(support_labels)} support images did not converge in "
-                f"max_iter={max_iter} iterations; raise max_iter or lower C={C}"
+                f"max_iter={max_iter} iterations; lower C={C}, or set normalize to l2, which divides features by their length"
             ) from None
     return classifier.predict_proba(np.asarray(features, np.float64))
 

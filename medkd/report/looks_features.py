@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -14,6 +15,7 @@ from medkd.stages.pseudo_labelling import rows_by_id, url_features
 from medkd.stages.self_distillation import shown_rows
 from medkd.stages.store import Run
 
+RARE = "rare"
 Features = Mapping[str, tuple[np.ndarray, np.ndarray]]
 """Method -> (row numbers in the cohort, features of these rows)."""
 
@@ -47,7 +49,7 @@ def rare_features(cohort: Cohort, url: Run, students: Mapping[str, Run], *, seed
 
 
 def plane(
-    cohort: Cohort, features: Features, reference: str, *, on_top: tuple[str, ...] = (), seed: int = 0
+    cohort: Cohort, features: Features, reference: str, *, closed: tuple[str, ...] = (), seed: int = 0
 ) -> tuple[pd.DataFrame, str]:
     """The table of a "umap" figure (see `medkd.report.figures_paper`), and the part of its caption that says how.
 
@@ -55,12 +57,15 @@ def plane(
         cohort: whose images they are.
         features: of each method.
         reference: method that UMAP is fitted on; the others are rotated onto it and transformed.
-        on_top: classes that are drawn last and larger.
+        closed: classes whose labels may not be looked at yet: they are one class, "rare", drawn last and larger.
         seed: of UMAP.
     """
-    embedding, separation = embed(cohort, features, reference, seed=seed)
+    hidden = cohort.table["class"].isin(closed)
+    as_one = {"class": cohort.table["class"].mask(hidden, RARE), "label": cohort.table["label"].mask(hidden, 10**6)}
+    seen = dataclasses.replace(cohort, table=cohort.table.assign(**as_one))
+    embedding, separation = embed(seen, features, reference, seed=seed)
     table = embedding.merge(separation[separation["labels"] == "class"], on="method")
-    return table.assign(on_top=table["class"].isin(on_top)), embedding_caption(embedding, seed)
+    return table.assign(on_top=table["class"].eq(RARE)), embedding_caption(embedding, seed)
 
 
 def embedding_caption(embedding: pd.DataFrame, seed: int) -> str:

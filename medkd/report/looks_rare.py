@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from medkd.data.cohort import Cohort
+from medkd.data.episodes import draw_task
 from medkd.evaluation.bootstrap import resample_weights
 from medkd.evaluation.probes import unit_rows
 from medkd.stages.pseudo_labelling import rows_by_id
@@ -77,28 +78,33 @@ def neighbours_of_rare(
     name: str,
     size: int,
     *,
-    n_examples: int = 2,
+    n_examples: int = 1,
     n_neighbours: int = 6,
     seed: int = 0,
 ) -> tuple[np.ndarray, list[str], pd.DataFrame]:
-    """Random rare images, each followed by the common images whose features are most similar (cosine).
+    """Support images of task 0, each followed by the common images whose features are most similar (cosine).
+
+    Other rare images are not shown, since their labels stay closed until stage 07.
 
     Args:
         cohort: with common and rare classes.
         features: of every image, shape (n, d).
         name: image modality that is shown.
         size: side of the images, px.
-        n_examples: images of each rare class.
+        n_examples: images of each rare class; K of the task.
         n_neighbours: common images beside each.
-        seed: of the choice.
+        seed: of the task.
 
     Returns:
         images (n, size, size, 3) uint8 in rows of 1 + n_neighbours, the class above each, and a table with id, class,
         neighbour, neighbour_class, rank and cosine.
+
+    Raises:
+        DataError: a rare class has too few images, see `medkd.data.episodes.draw_task`.
     """
-    rng, rows = np.random.default_rng(seed), unit_rows(features)
-    base = cohort.rows_of(cohort.base_classes)
-    chosen = [row for rare in cohort.rare_classes for row in rng.permutation(cohort.rows_of([rare]))[:n_examples]]
+    rows, base = unit_rows(features), cohort.rows_of(cohort.base_classes)
+    support = draw_task(cohort, k_shot=n_examples, task=0, seed=seed).support_ids
+    chosen = rows_by_id(cohort, support, "the support set of task 0")
     similarity = rows[chosen] @ rows[base].T
     nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :n_neighbours]
     grid = np.column_stack([chosen, base[nearest]])

@@ -124,6 +124,8 @@ def plan(
             parameters = common | _settings(fitted.get(dataset, {}), stage, by_stage)
             for upstream in classes[stage].upstream:
                 changed = _settings(fitted.get(dataset, {}), SHORT_NAMES[upstream], by_stage)
+                for handed_on in classes[stage].upstream:  # this stage's own, see `StageParams.of`
+                    changed.pop(handed_on, None)
                 if changed:
                     parameters[upstream] = changed | parameters.get(upstream, {})
             classes[stage].checked(parameters)  # a bad value is refused before any kernel starts
@@ -160,7 +162,7 @@ def assign(overrides: Mapping[str, Any], stages: Sequence[str]) -> dict[str, dic
 
     Raises:
         ParameterError: no stage has the parameter; names the nearest. Or only the evaluation has it, for networks of
-            another chain than that of these stages.
+            another chain than that of these stages. Or it is another stage's, for one stage alone.
     """
     classes = {short: stage_params()[notebook] for short, notebook in SHORT_NAMES.items() if notebook in stages}
     known = {f"{short}.{name}" for short, cls in classes.items() for name in cls.model_fields} | {
@@ -183,11 +185,20 @@ def assign(overrides: Mapping[str, Any], stages: Sequence[str]) -> dict[str, dic
                 f"-p stage.name=value with stage one of {', '.join(classes)}"
             )
         short, dot, name = given.rpartition(".")
+        if dot and name in SHORT_NAMES:
+            raise ParameterError(
+                f'"{given}" would give {SHORT_NAMES[short]} a run of {SHORT_NAMES[name]} that other notebooks do not '
+                f"show; write {name}.parameter = value, which holds for all of them"
+            )
         if not dot and len(classes) > 1 and name not in read:
             raise ParameterError(
                 f'"{given}" means nothing to the notebooks that would run ({", ".join(stages)}): it belongs to the '
                 "other chain; leave it out"
             )
+        if not dot and name in classes and isinstance(value, Mapping):  # teacher={"lr": 1} is teacher.lr=1
+            for stage, given_there in assign({f"{name}.{inner}": of for inner, of in value.items()}, stages).items():
+                assigned[stage] |= given_there
+            continue
         for stage, cls in classes.items():
             if (not dot or stage == short) and name in cls.model_fields:
                 assigned[SHORT_NAMES[stage]][name] = value

@@ -90,7 +90,7 @@ def predict_all(context: Context, sources: list[Source]) -> tuple[pd.DataFrame, 
 
     Returns:
         The table that `medkd.evaluation.comparison` takes, whose labels count into the rare classes; and method ->
-        (row numbers, features), a student with two heads once.
+        (row numbers, features), a student with two heads once, the oracle not.
     """
     cohort, students = context.cohort, context.params.of("self_distillation")
     labelling = Context.of(students.of("pseudo_labels"))
@@ -110,7 +110,8 @@ def predict_all(context: Context, sources: list[Source]) -> tuple[pd.DataFrame, 
         else:
             found = {key: _refit(labelling, of_task[key], drawn, rare) for key, drawn in tasks.items()}
         tables += [_query_table(cohort, drawn, rare, found[key], method, key) for key, drawn in tasks.items()]
-        if method.removesuffix(REFIT) not in features:  # a refitted head sees the features of its student
+        one = len(runs[shown]) == 1  # the oracle's five networks have no axes in common
+        if one and method.removesuffix(REFIT) not in features:  # a refitted head sees the features of its student
             features[method] = (rare, features_of(cohort, runs[shown])[rare])
     return pd.concat(tables, ignore_index=True), features
 

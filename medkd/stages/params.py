@@ -97,16 +97,21 @@ class StageParams(BaseModel):
         """Parameters of an upstream stage: this stage's shared values, then the overrides in the field of that name.
 
         Raises:
-            ParameterError: an override is unknown, out of range, or of a field of `SAME` with another value.
+            ParameterError: an override is unknown, out of range, or has another value than this stage where a chain has
+                one: a field of `SAME`, or the parameters of a stage above both.
         """
         target = self.upstream[upstream]
         for name, value in getattr(self, upstream).items():
             own = getattr(self, name, value)
-            if name in SAME and value != own:
+            why = ""
+            if name in SAME:
+                why = "see one cohort and one split, or an upstream network might have seen test samples of this stage"
+            elif name in self.upstream:
+                why = f"share the run of {self.upstream[name].stage}"
+            if why and value != own:
                 raise ParameterError(
                     f"{self.stage}: {upstream} = {{{name!r}: {value!r}}} differs from {name} = {own!r}; leave it out "
-                    f"and set {name} itself: stages of a chain see one cohort and one split, or an upstream network "
-                    "might have seen test samples of this stage"
+                    f"and set {name} itself: stages of a chain {why}"
                 )
         handed_on = {
             name: getattr(self, name)

@@ -45,7 +45,9 @@ class BaselineParams(ContrastParams):
     by_lesion: bool = shared(True, "keep other images of a support lesion out of the query set")
     episode_shots: int = Field(5, description="ProtoNet: support images per common class in an episode", ge=1)
     scratch_epochs: int = Field(20, description="scratch: epochs of `scratch_steps` steps on the support set", ge=1)
-    scratch_steps: int = Field(10, description="scratch: steps per epoch", ge=1)
+    scratch_steps: int = Field(
+        10, description="scratch: steps per epoch, or as many as whole passes over the support set take", ge=1
+    )
     oracle_epochs: int = Field(30, description="oracle: passes over 70% of the rare images", ge=1)
 
 
@@ -130,7 +132,7 @@ def _scratch(context: Context, drawn: FewShotTask, folder: Path, title: str) -> 
     where = {"device": context.device, "precision": params.precision}
     step = LabelledStep(network, images_of(context), _labels(cohort, drawn.classes), **where)
     batch = min(SMALL_BATCH, params.batch_size)
-    rows = np.tile(support, -(-batch * params.scratch_steps // len(support)))  # each epoch has `scratch_steps` steps
+    rows = np.tile(support, -(-batch * params.scratch_steps // len(support)))  # whole passes over the support set
     budget = {"epochs": params.scratch_epochs, "batch_size": batch}
     history = train_rows(context, step, rows, folder, title, "baseline", title, **budget)
     rare = cohort.rows_of(cohort.rare_classes)

@@ -155,7 +155,7 @@ class SelfDistillationParams(ContrastParams):
         return self.of("moco").model_copy(update=MOCO_V2)
 
     def simclr_params(self) -> MocoParams:
-        """Parameters of the SimCLR run: the URL run's, with the augmentation that SimCLR was published with."""
+        """Parameters of the SimCLR run: the URL run's, with MoCo v2's augmentation (SimCLR's is stronger)."""
         return self.of("moco").model_copy(
             update={"objective": "simclr", "augmentation": "strong", "temperature": SIMCLR_TEMPERATURE}
         )

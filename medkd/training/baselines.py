@@ -127,7 +127,7 @@ class _Variational(nn.Module):
 
 
 class _Contrastive(nn.Module):
-    """CRD: the anchor's own row is the only positive, negatives are of other classes; without classes, all other rows."""
+    """CRD: the anchor's own row is the only positive; negatives are of other classes, or where all are alike any."""
 
     def __init__(self, dim: int, labels: Tensor, n_negatives: int, generator: torch.Generator) -> None:
         super().__init__()

@@ -41,6 +41,14 @@ def test_labels_do_not_depend_on_the_order_of_the_support_set_or_its_precision()
     np.testing.assert_allclose(first, third, atol=1e-3)
 
 
+def test_features_as_long_as_a_young_network_has_them_are_labelled_too():
+    """lbfgs takes more than a thousand iterations here."""
+    rng, labels = np.random.default_rng(1), np.repeat([0, 1, 2], 5)
+    features = 20 * rng.normal(size=(15, 128)) @ (rng.normal(size=(128, 128)) * 0.5 ** np.arange(128)[:, None])
+    soft = label_with_logistic_regression(features, labels, features, n_way=3)
+    assert (soft.argmax(axis=1) == labels).all()
+
+
 def test_refuses_what_it_cannot_label_from():
     features, labels = support()
     with pytest.raises(DataError, match=r"class\(es\) \[3\]"):

@@ -1,5 +1,7 @@
 """Features of several networks in one plane, as the notebooks show them."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import torch
@@ -41,16 +43,26 @@ def test_the_url_encoder_is_shown_on_the_images_that_a_student_kept(cohort, tmp_
     assert set(cohort.rows_of(("d", "v"))) <= set(alone.tolist())
 
 
+def test_labels_of_closed_classes_are_neither_shown_nor_counted(cohort):
+    rng = np.random.default_rng(1)
+    found, other = {"URL": (np.arange(48), rng.normal(size=(48, 5)))}, cohort.table.copy()
+    other.loc[40:, ["class", "label"]] = other.loc[40:, ["class", "label"]].to_numpy()[::-1]
+    shuffled = dataclasses.replace(cohort, table=other)
+    tables = [plane(each, found, "URL", closed=("d", "v"))[0] for each in (cohort, shuffled)]
+    pd.testing.assert_frame_equal(*tables)
+    assert set(tables[0]["class"]) == {"n", "m", "rare"}
+
+
 def test_a_plane_is_drawn_with_the_rare_classes_on_top_and_again_from_its_table(cohort, tmp_path):
     rng = np.random.default_rng(1)
     found = {"URL": (np.arange(48), rng.normal(size=(48, 5))), "student": (np.arange(48), rng.normal(size=(48, 5)))}
-    table, about = plane(cohort, found, "URL", on_top=("d", "v"))
+    table, about = plane(cohort, found, "URL", closed=("d", "v"))
     assert table.groupby("method")["on_top"].sum().to_dict() == {"URL": 8, "student": 8}
     assert "fitted on the features of URL" in about
     out = Artifacts(tmp_path, "06", simulated=True)
     fig = out.drawn("umap", table, "umap", about)
     sizes = {points.get_label(): points.get_sizes()[0] for points in fig.axes[0].collections}
-    assert sizes["d"] == sizes["v"] > sizes["n"] == sizes["m"]
+    assert sizes["rare"] > sizes["n"] == sizes["m"]
     before = (tmp_path / "figures" / "06-umap.png").read_bytes()
     (tmp_path / "figures" / "06-umap.png").unlink()
     redraw(tmp_path)

@@ -117,6 +117,18 @@ def test_what_only_the_other_chain_trains_with_is_refused_before_anything_runs(d
     assert entries(**{name: value})  # of both chains
 
 
+def test_all_notebooks_of_a_chain_get_one_teacher_and_one_url_run():
+    chain = entries(["phantom-glioma"], teacher={"epochs": 3}, **{"teacher.lr": 0.5})
+    params = {entry.notebook: stage_params()[entry.notebook].checked(entry.parameters) for entry in chain}
+    students = [params["03_distillation"], params["07_evaluation"].of("distillation")]
+    taught = [each.of("teacher").config() for each in (*students, params["07_evaluation"])]
+    own = params["02_teacher_training"].config()
+    assert own["epochs"] == 3 and own["lr"] == 0.5 and taught == [own, own, own]
+    for given in ("distillation.teacher", "evaluation.teacher", "self_distillation.moco"):
+        with pytest.raises(ParameterError, match=f'"{given}" would give 0._[a-z_]+ a run of 0._.*write .*parameter = '):
+            entries(**{given: {"epochs": 3}})
+
+
 @pytest.mark.parametrize("name", ["dataset", "root", "report", "device", "seed", "teacher.seed"])
 def test_what_the_whole_report_shares_is_no_parameter_of_a_stage(name):
     with pytest.raises(ParameterError, match="is the same for all stages of a report: give it as --"):

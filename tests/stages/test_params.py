@@ -64,6 +64,19 @@ def test_a_teacher_of_another_split_or_cohort_is_refused(given, wrong):
     assert DistillationParams.checked({"n_folds": 4, "teacher": {"n_folds": 4}}).of("teacher").n_folds == 4
 
 
+def test_a_second_run_of_a_stage_above_two_others_is_refused():
+    """Notebook 06 would train on labels of one URL run, and 07 evaluate another."""
+    nested = {"pseudo_labels": {"moco": {"epochs": 3}}, "dataset": "phantom-rare-skin"}
+    with pytest.raises(
+        ParameterError, match=r"differs from moco = \{\}.* set moco itself: .* share the run of 04_moco_url"
+    ):
+        SelfDistillationParams.checked(nested)
+    with pytest.raises(ParameterError, match="set teacher itself"):
+        EvaluationParams.checked({"distillation": {"teacher": {"epochs": 3}}})
+    alike = SelfDistillationParams.checked(nested | {"moco": {"epochs": 3}})
+    assert alike.of("pseudo_labels").of("moco").epochs == alike.of("moco").epochs == 3
+
+
 def test_shared_values_reach_the_upstream_stage_and_its_own_do_not():
     teacher = DistillationParams(seed=3, image_size=64, epochs=7, teacher={"lr": 0.5}).of("teacher")
     assert (teacher.seed, teacher.image_size, teacher.lr) == (3, 64, 0.5)

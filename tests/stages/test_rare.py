@@ -233,6 +233,8 @@ def test_every_method_is_scored_on_the_same_query_images_of_the_same_tasks(home)
         assert summary[setting, method, "accuracy"] == pytest.approx(np.dot(recall, share))
         assert summary[setting, method, "balanced_accuracy"] == pytest.approx(np.mean(recall))
     assert set(run.table("differences")["minus"]) == {"MoCo + LR"}
+    shown = set(run.table("embedding")["method"])
+    assert "oracle" not in shown and {"MoCo + LR", "scratch", "Hbr.Dst."} <= shown  # five networks share no axes
     assert not any(source[0].made for source in sources_of(params))  # all of it was kept
 
 

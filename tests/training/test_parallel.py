@@ -87,8 +87,8 @@ def worker(folder, stop_at):
                  if isinstance(tensor, torch.Tensor) and "extra" not in name}  # fmt: skip
         own = parallel.own_part(torch.arange(11))
         dealt = parallel.dealt(own)
-        found = {"seen": step.seen, "drawn": step.drawn, "loss": history["loss"].tolist(), "state": state, "own": own.tolist(),
-                 "dealt": dealt.tolist(), "back": parallel.undealt(dealt).tolist(),
+        found = {"seen": step.seen, "drawn": step.drawn, "loss": history["loss"].tolist(), "state": state,
+                 "own": own.tolist(), "dealt": dealt.tolist(), "back": parallel.undealt(dealt).tolist(),
                  "cosines": cosines(own)}  # fmt: skip
         Path(folder, f"rank{parallel.rank()}.json").write_text(json.dumps(found))
     except Stopped as error:
