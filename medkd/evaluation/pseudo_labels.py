@@ -104,7 +104,7 @@ def label_with_logistic_regression(
         except ConvergenceWarning:
             raise TrainingError(
                 f"the logistic regression on {len(support_labels)} support images did not converge in "
-                f"max_iter={max_iter} iterations; lower C={C}, or set normalize to l2, which divides features by their length"
+                f"max_iter={max_iter} iterations; lower C={C}, or set normalize to l2 (features of unit length)"
             ) from None
     return classifier.predict_proba(np.asarray(features, np.float64))
 
