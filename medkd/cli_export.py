@@ -43,12 +43,15 @@ def predict(
 ) -> None:
     """Predict images with an exported model: a CSV of probabilities and a contact sheet. Research only.
 
-    Images that cannot be read are named and left out. Exit status: 0 all predicted, 2 bad input, some images among it.
+    Images that cannot be read are named and left out. An interrupted call goes on after its last page of 60 images.
+    Exit status: 0 all predicted, 2 bad input, some images among it.
     """
     from medkd.deploy.predict import predict_images
 
     with told():
         done = predict_images(Path(model), images, Path(to))
+    if done.n_kept:
+        print(f"{done.n_kept} pages were there from an interrupted call", file=sys.stderr)
     for name, reason in done.unreadable.items():
         print(f"not read: {name}: {reason}", file=sys.stderr)
     for name, count in done.table["predicted"].value_counts().items():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
-import tempfile
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,10 +21,12 @@ from medkd.data.images import MAX_THREADS, UNREADABLE, decode
 from medkd.deploy.runtime import RESEARCH_ONLY, ExportedModel
 from medkd.deploy.sheet import PER_PAGE, contact_sheet
 from medkd.errors import DataError
-from medkd.files import unwritable, walk_once, write_table
+from medkd.files import locked, unwritable, walk_once, write_atomically, write_json, write_table
 
 TABLE = "predictions.csv"
 SHEET = re.compile(r"contact_sheet(_\d+)?\.png")
+UNFINISHED = ".unfinished"
+"""Folder beside the results that holds finished pages until all are."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +37,19 @@ class Predicted:
         table: one row per image that could be read: file, predicted, p_<class> of each class.
         unreadable: file -> the reason, of the others.
         files: what was written.
+        n_kept: pages that an interrupted call had left finished.
     """
 
     table: pd.DataFrame
     unreadable: dict[str, str]
     files: list[Path]
+    n_kept: int = 0
 
 
 def predict_images(model: Path, images: Sequence[str | Path], to: Path) -> Predicted:
     """Predict images and write `predictions.csv` and contact sheets of up to 60 images each.
+
+    Finished pages of an interrupted call are not made again while model and images are the same.
 
     Args:
         model: folder that `medkd export` wrote.
@@ -49,45 +57,87 @@ def predict_images(model: Path, images: Sequence[str | Path], to: Path) -> Predi
         to: folder to write to; a table and sheets of an earlier call in it are replaced once all new ones are there.
 
     Raises:
-        DataError: the model is damaged, there is no image file, or `to` cannot be written.
+        DataError: the model is damaged, there is no image file, `to` cannot be written, or another call writes to it.
         ParameterError: onnxruntime is not installed.
     """
     exported = ExportedModel(model)
     own = to.resolve()  # where sheets of an earlier call may lie
     paths = [path for path in image_files(images) if not (SHEET.fullmatch(path.name) and path.resolve().parent == own)]
     pages = [paths[start : start + PER_PAGE] for start in range(0, len(paths), PER_PAGE)]
-    rows: dict[str, np.ndarray] = {}
+    rows: dict[str, list[float]] = {}
     unreadable: dict[str, str] = {}
+    kept, n_kept, sheets = to / UNFINISHED, 0, {}
     pool = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1))
     try:
-        to.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".predict-", dir=to) as scratch:
-            made = [Path(scratch) / TABLE]
+        kept.mkdir(parents=True, exist_ok=True)
+        with locked(kept / ".lock", wait=False):
             for number, page in enumerate(tqdm(pages, desc="predict", unit="page", leave=False, disable=None), start=1):
-                read = dict(
-                    zip(page, pool.map(lambda path: _read(path, exported.record.image_size), page), strict=True)
-                )
-                unreadable |= {_shown(path): got for path, got in read.items() if isinstance(got, str)}
-                pixels = {path: got for path, got in read.items() if not isinstance(got, str)}
-                if pixels:
-                    stack = np.stack(list(pixels.values()))
-                    found = exported.probabilities(np.ascontiguousarray(stack.transpose(0, 3, 1, 2)))
-                    rows |= dict(zip(map(_shown, pixels), found, strict=True))
+                where = f"page {number} of {len(pages)}"
+                record = kept / f"{_key(exported, page, where)}.json"
+                if (made := _finished(record)) is None:
+                    made = _page(exported, page, where, record, pool)
+                else:
+                    n_kept += 1
+                rows |= made["rows"]
+                unreadable |= made["unreadable"]
+                if made["rows"]:
                     name = "contact_sheet.png" if len(pages) == 1 else f"contact_sheet_{number:03}.png"
-                    sheet = _sheet(exported, list(pixels), stack, found, f"page {number} of {len(pages)}")
-                    made.append(Path(scratch) / name)
-                    sheet.save(made[-1], "PNG")
+                    sheets[to / name] = record.with_suffix(".png")
             table = _table(rows, exported.record.classes)
-            write_table(made[0], table)
-            files = [path.replace(to / path.name) for path in made]
-        for old in to.iterdir():
-            if SHEET.fullmatch(old.name) and old not in files:
-                old.unlink()
+            write_table(to / TABLE, table)
+            for sheet, made_as in sheets.items():
+                made_as.replace(sheet)
+            for old in to.iterdir():
+                if SHEET.fullmatch(old.name) and old not in sheets:
+                    old.unlink()
+            shutil.rmtree(kept)
+    except BlockingIOError:
+        raise DataError(f"another `medkd predict` writes to {to}; wait for it, or name another folder: --to") from None
     except OSError as error:
         raise unwritable(to, error) from error
     finally:
         pool.shutdown(cancel_futures=True)  # an interrupt must not wait for the rest of a page
-    return Predicted(table, unreadable, files)
+    return Predicted(table, unreadable, [to / TABLE, *sheets], n_kept)
+
+
+def _key(exported: ExportedModel, page: Sequence[Path], where: str) -> str:
+    """Name of a page's files: another model, image, size or time of a file, or place of the page gives another."""
+    images = []
+    for path in page:
+        try:
+            status = path.stat()
+            images.append([_shown(path.absolute()), _shown(path), status.st_size, status.st_mtime_ns])
+        except OSError:
+            images.append([_shown(path.absolute()), _shown(path)])
+    depends_on = json.dumps([exported.record.model_dump(mode="json"), where, images])
+    return hashlib.sha256(depends_on.encode()).hexdigest()[:20]
+
+
+def _finished(record: Path) -> dict[str, dict] | None:
+    """What an interrupted call left of a page, or None."""
+    try:
+        made = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return made if record.with_suffix(".png").is_file() or not made["rows"] else None
+
+
+def _page(
+    exported: ExportedModel, page: Sequence[Path], where: str, record: Path, pool: ThreadPoolExecutor
+) -> dict[str, dict]:
+    """Probabilities ("rows") and reasons ("unreadable") by file, kept as `record` beside the page's contact sheet."""
+    read = dict(zip(page, pool.map(lambda path: _read(path, exported.record.image_size), page), strict=True))
+    made: dict[str, dict] = {"unreadable": {_shown(path): got for path, got in read.items() if isinstance(got, str)}}
+    pixels = {path: got for path, got in read.items() if not isinstance(got, str)}
+    found = np.zeros((0, len(exported.record.classes)), np.float32)
+    if pixels:
+        stack = np.stack(list(pixels.values()))
+        found = exported.probabilities(np.ascontiguousarray(stack.transpose(0, 3, 1, 2)))
+        sheet = _sheet(exported, list(pixels), stack, found, where)
+        write_atomically(record.with_suffix(".png"), lambda part: sheet.save(part, "PNG"))
+    made["rows"] = dict(zip(map(_shown, pixels), found.tolist(), strict=True))
+    write_json(record, made)
+    return made
 
 
 def image_files(places: Sequence[str | Path]) -> list[Path]:
@@ -143,8 +193,8 @@ def _read(path: Path, size: int) -> np.ndarray | str:
         return " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
 
 
-def _table(rows: Mapping[str, np.ndarray], classes: list[str]) -> pd.DataFrame:
-    probabilities = np.array(list(rows.values())).reshape(-1, len(classes))
+def _table(rows: Mapping[str, Sequence[float]], classes: list[str]) -> pd.DataFrame:
+    probabilities = np.array(list(rows.values()), np.float32).reshape(-1, len(classes))
     predicted = np.array(classes, object)[probabilities.argmax(axis=1)]
     columns = {f"p_{name}": probabilities[:, index].round(6) for index, name in enumerate(classes)}
     return pd.DataFrame({"file": list(rows), "predicted": predicted} | columns)

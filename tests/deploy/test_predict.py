@@ -21,7 +21,7 @@ from medkd.deploy import predict as predict_module
 from medkd.deploy.predict import image_files, predict_images
 from medkd.deploy.sheet import contact_sheet
 from medkd.errors import DataError, ParameterError
-from medkd.files import digest_of, write_json
+from medkd.files import digest_of, locked, write_json
 
 pytest.importorskip("onnxruntime", reason="medkd[export]")
 pytest.importorskip("onnxscript", reason="medkd[export]")
@@ -245,7 +245,40 @@ def test_an_older_result_stays_whole_when_a_later_call_is_interrupted(model, pic
     monkeypatch.setattr(predict_module.ExportedModel, "probabilities", raising)
     with pytest.raises(type(error)):
         predict_images(model, [pictures], out)
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.name != predict_module.UNFINISHED} == before
+
+
+def test_an_interrupted_call_goes_on_after_its_last_page(model, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict_module, "PER_PAGE", 1)
+    (pictures / "img5.png").write_text("no image")
+    whole = predict_images(model, [pictures], tmp_path / "whole")
+    read, seen = predict_module._read, []
+
+    def interrupted(path, size):
+        seen.append(path.name)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        return read(path, size)
+
+    monkeypatch.setattr(predict_module, "_read", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        predict_images(model, [pictures], tmp_path / "out")
+    os.utime(pictures / "img3.webp")  # the second page: it may be another picture now
+    result = run(model, pictures, "--to", tmp_path / "out")
+    assert seen == ["img2.PNG", "img3.webp", "img5.png", "img10.png", "img3.webp", "img10.png", "img1.bmp"]
+    assert "2 pages were there from an interrupted call" in result.stderr and result.exit_code == 2
+    assert f"{pictures / 'img5.png'}: it is no image" in result.stderr
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == {
+        path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()
+    }
+    assert sorted(path.name for path in whole.files) == sorted(path.name for path in (tmp_path / "out").iterdir())
+
+
+def test_two_calls_do_not_write_to_one_folder(model, pictures, tmp_path):
+    kept = tmp_path / "out" / predict_module.UNFINISHED
+    kept.mkdir(parents=True)
+    with locked(kept / ".lock"), pytest.raises(DataError, match="another `medkd predict` writes to .*out; wait for it"):
+        predict_images(model, [pictures], tmp_path / "out")
 
 
 def test_images_that_nobody_waits_for_any_more_are_not_read(model, tmp_path, monkeypatch):
@@ -371,7 +404,7 @@ def made(tmp_path):
 def test_numbers_that_are_no_probabilities_are_refused(made, pictures, tmp_path, network):
     with pytest.raises(DataError, match="model.onnx gives numbers that are no probabilities"):
         predict_images(made(*network), [pictures], tmp_path / "out")
-    assert not list((tmp_path / "out").glob("*"))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [predict_module.UNFINISHED]
 
 
 @pytest.mark.parametrize(
