@@ -117,7 +117,7 @@ def checked_cohort(entry: Entry) -> Cohort:
     from medkd.models.pretrained import weights_sha256
     from medkd.stages import stage_params
     from medkd.stages.context import cohort_for
-    from medkd.stages.paired import chosen_folds, width_of
+    from medkd.stages.paired import chosen_folds, split_for, width_of
     from medkd.training.frozen import check_weights
 
     params = stage_params()[entry.notebook].checked(entry.parameters)
@@ -131,10 +131,20 @@ def checked_cohort(entry: Entry) -> Cohort:
         draw_task(cohort, k_shot=k_shot, task=0, by_lesion=params.by_lesion, seed=params.seed)
     if getattr(params, "frozen", False):
         check_weights(params.encoder, params.weights)
+    learned_from = {}
     if hasattr(params, "folds"):
-        chosen_folds(cohort, params)
+        folds = chosen_folds(cohort, params)
+        learned_from = {f"training rows of fold {fold}": split_for(cohort, params, fold).train for fold in folds}
     elif hasattr(params, "split_file"):
         n_folds_of(cohort, params.n_folds, params.split_file)
+    elif cohort.rare_classes:
+        learned_from = {"common images": cohort.rows_of(cohort.base_classes)}
+    for what, rows in learned_from.items():
+        if len(rows) < (batch_size := getattr(params, "batch_size", 0)):
+            raise ParameterError(
+                f"{entry.notebook}: batch_size = {batch_size} is more than the {len(rows)} {what} of {cohort.name}; "
+                "lower batch_size"
+            )
     return cohort
 
 

@@ -94,14 +94,19 @@ def kinds_of(cohort: Cohort) -> tuple[str, ...]:
 
 
 def split_of(context: Context, fold: int) -> Split:
-    """Training, validation and test rows of a fold; the same for teacher and student.
+    """Training, validation and test rows of a fold; the same for teacher and student. Errors: as `split_for`."""
+    return split_for(context.cohort, context.params, fold)
+
+
+def split_for(cohort: Cohort, params: PairedParams, fold: int) -> Split:
+    """As `split_of`, before there is a context.
 
     For survival, rows without follow-up are left out.
 
     Raises:
-        ParameterError: survival was asked for, and the cohort has no follow-up.
+        ParameterError: survival was asked for, and the cohort has no follow-up; or as
+            `medkd.data.folds.split_rows`.
     """
-    params, cohort = context.params, context.cohort
     if params.task == "survival" and not cohort.has_survival:
         raise ParameterError(
             f'task = "survival" needs the columns survival_months and event, which {cohort.name} has not; '
