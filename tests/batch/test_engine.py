@@ -70,7 +70,7 @@ def project(tmp_path, monkeypatch):
     (tmp_path / "notebooks").mkdir()
     data = tmp_path / "own"
     data.mkdir()
-    pd.DataFrame({"label": ["a", "b"] * 20, "age": range(40)}).to_csv(data / "table.csv", index=False)
+    pd.DataFrame({"label": ["a", "b"] * 30, "age": range(60)}).to_csv(data / "table.csv", index=False)
     write_schema(data, infer(data).model_copy(update={"confirmed": True}))
     write_notebook(tmp_path, "01_data_exploration", "'fine'")
     write_notebook(tmp_path, "02_teacher_training", TRAIN)
@@ -83,7 +83,7 @@ N_ALL = 3 * N_STEPS
 
 
 def study_file(project, name="study", **changes):
-    study = {"name": name, "cohorts": [{"dataset": "own", "root": "own"}], "parameters": {"teacher.epochs": 3, "teacher.batch_size": 8}}
+    study = {"name": name, "cohorts": [{"dataset": "own", "root": "own"}], "parameters": {"teacher.epochs": 3}}
     path = project / f"{name}.yaml"
     path.write_text(yaml.safe_dump(study | {"grid": {"seed": [0]}} | changes))
     return path
@@ -151,7 +151,7 @@ def test_shared_notebooks_run_once_failures_stop_what_needs_them_and_the_rest_go
     monkeypatch.setattr(progress, "SAY_EVERY", 0)
     write_notebook(project, "02_teacher_training", "if seed: raise ValueError('no such weights')\n" + TRAIN)
     cells = [{"seed": 0, "n_resamples": 100}, {"seed": 0, "n_resamples": 200}, {"seed": 1}]
-    path = study_file(project, grid={}, cells=cells, parameters={"teacher.epochs": 1, "teacher.batch_size": 8})
+    path = study_file(project, grid={}, cells=cells, parameters={"teacher.epochs": 1})
     unfinished, said = run_here(path, workers=2)
     assert unfinished == ["own+seed=1"]
     assert "own+seed=1/02_teacher_training: failed (02_teacher_training.own, cell 3" in said
