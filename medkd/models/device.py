@@ -59,9 +59,10 @@ def has_native_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 products run in hardware on this device; emulated ones are slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    try:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    except (AttributeError, RuntimeError):  # a torch built without oneDNN has no such operator
+    try:  # oneDNN says yes to every CPU with AVX-512, and emulates what it lacks
+        has = any(there for name, there in torch.cpu.get_capabilities().items() if "bf16" in name)
+        return has and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (AttributeError, RuntimeError):  # an older torch, or one built without oneDNN
         return False
 
 
