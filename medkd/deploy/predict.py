@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,11 +67,10 @@ def predict_images(model: Path, images: Sequence[str | Path], to: Path) -> Predi
     pages = [paths[start : start + PER_PAGE] for start in range(0, len(paths), PER_PAGE)]
     rows: dict[str, list[float]] = {}
     unreadable: dict[str, str] = {}
-    kept, n_kept, sheets = to / UNFINISHED, 0, {}
+    n_kept, sheets = 0, {}
     pool = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1))
     try:
-        kept.mkdir(parents=True, exist_ok=True)
-        with locked(kept / ".lock", wait=False):
+        with _unfinished(to) as kept:
             for number, page in enumerate(tqdm(pages, desc="predict", unit="page", leave=False, disable=None), start=1):
                 where = f"page {number} of {len(pages)}"
                 record = kept / f"{_key(exported, page, where)}.json"
@@ -90,14 +90,28 @@ def predict_images(model: Path, images: Sequence[str | Path], to: Path) -> Predi
             for old in to.iterdir():
                 if SHEET.fullmatch(old.name) and old not in sheets:
                     old.unlink()
-            shutil.rmtree(kept)
-    except BlockingIOError:
-        raise DataError(f"another `medkd predict` writes to {to}; wait for it, or name another folder: --to") from None
     except OSError as error:
         raise unwritable(to, error) from error
     finally:
         pool.shutdown(cancel_futures=True)  # an interrupt must not wait for the rest of a page
     return Predicted(table, unreadable, [to / TABLE, *sheets], n_kept)
+
+
+@contextmanager
+def _unfinished(to: Path) -> Iterator[Path]:
+    """The folder of finished pages, held by this call; it stays only if the call fails and a page is finished."""
+    kept, whole = to / UNFINISHED, False
+    kept.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(kept / ".lock", wait=False):
+            try:
+                yield kept
+                whole = True
+            finally:
+                if whole or not any(kept.glob("*.json")):
+                    shutil.rmtree(kept)
+    except BlockingIOError:
+        raise DataError(f"another `medkd predict` writes to {to}; wait for it, or name another folder: --to") from None
 
 
 def _key(exported: ExportedModel, page: Sequence[Path], where: str) -> str:

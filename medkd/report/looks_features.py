@@ -61,7 +61,10 @@ def plane(
         seed: of UMAP.
     """
     hidden = cohort.table["class"].isin(closed)
-    as_one = {"class": cohort.table["class"].mask(hidden, RARE), "label": cohort.table["label"].mask(hidden, 10**6)}
+    as_one = {
+        "class": cohort.table["class"].mask(hidden, RARE),
+        "label": cohort.table["label"].mask(hidden, len(cohort.classes)),
+    }
     seen = dataclasses.replace(cohort, table=cohort.table.assign(**as_one))
     embedding, separation = embed(seen, features, reference, seed=seed)
     table = embedding.merge(separation[separation["labels"] == "class"], on="method")
