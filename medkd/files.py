@@ -158,6 +158,11 @@ def digest_of(path: Path, kind: str = "sha256") -> str:
         return hashlib.file_digest(file, kind).hexdigest()
 
 
+def key_of(parts: Any, length: int = 16) -> str:
+    """The first `length` hex digits of a digest over what JSON can hold, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:length]
+
+
 def unwritable(folder: Path, error: OSError) -> DataError:
     """The error to raise where a folder of the project cannot be written to."""
     return DataError(

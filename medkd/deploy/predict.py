@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -22,7 +21,7 @@ from medkd.data.images import MAX_THREADS, UNREADABLE, decode
 from medkd.deploy.runtime import RESEARCH_ONLY, ExportedModel
 from medkd.deploy.sheet import PER_PAGE, contact_sheet
 from medkd.errors import DataError
-from medkd.files import locked, unwritable, walk_once, write_atomically, write_json, write_table
+from medkd.files import key_of, locked, unwritable, walk_once, write_atomically, write_json, write_table
 
 TABLE = "predictions.csv"
 SHEET = re.compile(r"contact_sheet(_\d+)?\.png")
@@ -123,8 +122,7 @@ def _key(exported: ExportedModel, page: Sequence[Path], where: str) -> str:
             images.append([_shown(path.absolute()), _shown(path), status.st_size, status.st_mtime_ns])
         except OSError:
             images.append([_shown(path.absolute()), _shown(path)])
-    depends_on = json.dumps([exported.record.model_dump(mode="json"), where, images])
-    return hashlib.sha256(depends_on.encode()).hexdigest()[:20]
+    return key_of([exported.record.model_dump(mode="json"), where, images], 20)
 
 
 def _finished(record: Path) -> dict[str, dict] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import json
 import string
 import time
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from medkd.errors import DataError
-from medkd.files import locked, write_json
+from medkd.files import key_of, locked, write_json
 from medkd.paths import runs_dir
 
 if TYPE_CHECKING:
@@ -117,7 +116,7 @@ class Unit:
             "cohort": self.cohort,
             "upstream": [run.key for run in self.upstream],
         }
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+        return key_of(parts)
 
     @property
     def folder(self) -> Path:

@@ -72,7 +72,9 @@ _FEATURE_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 _MAP_LOSSES = {"at": distillation.attention_transfer, "nst": distillation.neuron_selectivity}
 
 
-def build_baseline(name: str, *, dim: int, labels: Tensor, n_negatives: int, generator: torch.Generator) -> nn.Module:
+def build_baseline(
+    name: str, *, dim: int, labels: Tensor, exact: bool = False, n_negatives: int, generator: torch.Generator
+) -> nn.Module:
     """The loss of a baseline other than "kd": maps a `Batch` to an unweighted scalar.
 
     The teacher's side is its fused feature; AT and NST compare maps of the student with those of the teacher's main
@@ -81,7 +83,8 @@ def build_baseline(name: str, *, dim: int, labels: Tensor, n_negatives: int, gen
     Args:
         name: key of `BASELINES`.
         dim: length of both features.
-        labels: class of every training row, shape (n_train,), for CRD's memory; all alike for a task without classes.
+        labels: class of every training row, shape (n_train,), for CRD's memory.
+        exact: there are no classes: CRD's negatives are all other rows, whatever their label.
         n_negatives: negatives per anchor, for CRD.
         generator: seeds regressors, heads and banks.
 
@@ -95,7 +98,7 @@ def build_baseline(name: str, *, dim: int, labels: Tensor, n_negatives: int, gen
     if name == "vid":
         return _Variational(dim, generator)
     if name == "crd":
-        return _Contrastive(dim, labels, n_negatives, generator)
+        return _Contrastive(dim, labels, exact, n_negatives, generator)
     raise ParameterError(f'no loss is known for the baseline "{name}"; add it to _FEATURE_LOSSES or _MAP_LOSSES')
 
 
@@ -127,13 +130,12 @@ class _Variational(nn.Module):
 
 
 class _Contrastive(nn.Module):
-    """CRD: the anchor's own row is the only positive; negatives are of other classes, or where all are alike any."""
+    """CRD: the anchor's own row is the only positive; negatives are of other classes, or if `exact` all others."""
 
-    def __init__(self, dim: int, labels: Tensor, n_negatives: int, generator: torch.Generator) -> None:
+    def __init__(self, dim: int, labels: Tensor, exact: bool, n_negatives: int, generator: torch.Generator) -> None:
         super().__init__()
         self.memory = ContrastiveDistillation(len(labels), dim, dim, embed_dim=dim, generator=generator)
-        alike = bool((labels == labels[0]).all())
-        self.sampler = ContrastSampler(labels, n_positives=1, n_negatives=n_negatives, exact=alike)
+        self.sampler = ContrastSampler(labels, n_positives=1, n_negatives=n_negatives, exact=exact)
 
     def forward(self, batch: Batch) -> Tensor:
         candidates = self.sampler(batch.slots, batch.generator)

@@ -81,13 +81,14 @@ class DistillationStep(Step):
         n_rows = int(max(train_rows.max(), validation_rows.max())) + 1
         self.slot = torch.full((n_rows,), -1, dtype=torch.long, device=device)  # row of the cohort -> of the banks
         self.slot[train_rows.to(device)] = torch.arange(len(train_rows), device=device)
-        known = None if groups is None else groups[train_rows].to(device)
+        exact = groups is None  # no classes: each anchor is its own only positive
+        known = torch.zeros(len(train_rows), dtype=torch.long) if exact else groups[train_rows]
         if recipe.method == "gmcd":
-            self._prepare_gmcd(known, train_rows, generator)
+            self._prepare_gmcd(known.to(device), exact, train_rows, generator)
         elif recipe.method not in ("ce", "kd"):
-            self._prepare_baseline(known, train_rows, generator)
+            self._prepare_baseline(known.to(device), exact, train_rows, generator)
 
-    def _prepare_gmcd(self, known: Tensor | None, train_rows: Tensor, generator: torch.Generator) -> None:
+    def _prepare_gmcd(self, known: Tensor, exact: bool, train_rows: Tensor, generator: torch.Generator) -> None:
         recipe, dim = self.recipe, self.student.classifier.in_features
         self.terms = GMCD_TERMS if recipe.n_teachers == 2 else GMCD_TERMS[::2]
         targets = ("teacher", "momentum")[: recipe.n_teachers]
@@ -106,11 +107,7 @@ class DistillationStep(Step):
             self.modulation = GradientModulation(momentum=recipe.modulation_momentum, threshold=threshold)
             self.modules["modulation"] = self.modulation.to(self.device)
         self.modulation_scale = SOFT_SCALE if recipe.modulation == "soft" else 1.0
-        if known is None:  # no classes: the anchor is its own only positive
-            known, self.n_positives, exact = torch.zeros(len(train_rows), dtype=torch.long, device=self.device), 1, True
-        else:
-            largest = int(known.unique(return_counts=True)[1].max())
-            self.n_positives, exact = min(recipe.n_positives, largest), False
+        self.n_positives = 1 if exact else min(recipe.n_positives, int(torch.bincount(known).max()))
         self.sampler = ContrastSampler(known, n_positives=self.n_positives, n_negatives=recipe.n_negatives, exact=exact)
         self.pick = {
             "n_positives": self.n_positives,
@@ -118,12 +115,10 @@ class DistillationStep(Step):
             "n_selected": recipe.n_selected,
         }
 
-    def _prepare_baseline(self, known: Tensor | None, train_rows: Tensor, generator: torch.Generator) -> None:
-        method = self.recipe.method
-        known = torch.zeros(len(train_rows), dtype=torch.long, device=self.device) if known is None else known
-        dim = self.student.classifier.in_features
+    def _prepare_baseline(self, known: Tensor, exact: bool, train_rows: Tensor, generator: torch.Generator) -> None:
+        method, dim = self.recipe.method, self.student.classifier.in_features
         self.baseline = build_baseline(
-            method, dim=dim, labels=known, n_negatives=self.recipe.n_negatives, generator=generator
+            method, dim=dim, labels=known, exact=exact, n_negatives=self.recipe.n_negatives, generator=generator
         ).to(self.device)
         self.modules["baseline"] = self.baseline
         self.learned += list(self.baseline.parameters())

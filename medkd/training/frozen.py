@@ -6,8 +6,6 @@ small head (`frozen_head`). A training step then costs less than reading the ima
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +20,7 @@ from medkd.data.array_cache import intact_array
 from medkd.data.cohort import ImageSource
 from medkd.data.views import Augment, ViewDraw, plain_view
 from medkd.errors import DataError, ParameterError
-from medkd.files import check_room, locked, write_atomically
+from medkd.files import check_room, key_of, locked, write_atomically
 from medkd.models.device import autocast, has_native_bfloat16, to_device
 from medkd.models.encoders import FeatureHead, trunk, trunk_width
 from medkd.models.pretrained import weights_sha256
@@ -159,14 +157,14 @@ def frozen_features(
     }
     random = {"augment": asdict(augment), "seed": seed}
     folder = paths.cache_dir() / "features" if folder is None else Path(folder)
-    files = [folder / f"{_key(base)}-plain.npy"] + [
-        folder / f"{_key(base | random | {'view': number})}-view{number}.npy" for number in range(1, n_views + 1)
+    files = [folder / f"{key_of(base, 20)}-plain.npy"] + [
+        folder / f"{key_of(base | random | {'view': number}, 20)}-view{number}.npy" for number in range(1, n_views + 1)
     ]
     form = {"dtype": np.float16, "shape": (len(source), trunk_width(encoder, width)), "mode": "c"}
     found = [intact_array(path, **form) for path in files]
     if any(view is None for view in found):
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder / f"{_key(base)}.lock"):  # a second process waits and then loads
+        with locked(folder / f"{key_of(base, 20)}.lock"):  # a second process waits and then loads
             missing = [(number, path) for number, path in enumerate(files) if intact_array(path, **form) is None]
             if missing:
                 images = source.load(size)
@@ -224,7 +222,3 @@ def _save(path: Path, features: Tensor) -> None:
             np.save(handle, features.numpy())
 
     write_atomically(path, write)
-
-
-def _key(parts: dict[str, object]) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]

@@ -329,7 +329,7 @@ def test_unknown_methods_and_more_positives_than_candidates_are_refused():
 def test_crd_contrasts_with_other_classes_and_without_classes_with_all_other_rows():
     labels = torch.arange(12) % 3
     for known, apart in ((labels, True), (torch.zeros_like(labels), False)):
-        crd = build_baseline("crd", dim=4, labels=known, n_negatives=400, generator=torch.Generator())
+        crd = build_baseline("crd", dim=4, labels=known, exact=not apart, n_negatives=400, generator=torch.Generator())
         drawn = crd.sampler(torch.tensor([0, 7]), torch.Generator().manual_seed(0))
         for anchor, line in zip((0, 7), drawn.tolist(), strict=True):
             others = {row for row in range(12) if row != anchor and not (apart and row % 3 == anchor % 3)}
