@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
+from medkd.bundle.models import export_models, latency
 from medkd.cli_export import export
 from medkd.data.images import FileImages
 from medkd.deploy.card import model_card
@@ -327,6 +329,37 @@ def test_the_command_exports_a_rare_disease_student_whose_card_says_why_its_temp
     assert "Its probabilities follow a training that counted all classes alike" in card
     assert "arXiv:2110.04558" in card and "Of each rare class 1 labelled images" in card
     assert record["parity"]["stored_max"] < 1e-4 and record["parity"]["onnx"] < 1e-5
+
+
+def test_a_bundle_gets_the_networks_of_one_image_of_the_first_fold_with_parity_and_latency(student, tested, tmp_path):
+    other = load_or_make(Unit("03_distillation", 1, {"fold": 1}, student.cohort, [], "CE only, fold 1"), lambda _: {})
+    both = TeacherParams(**PAIRED).config() | {"inputs": "both", "fold": 0}
+    teacher = load_or_make(Unit("02_teacher_training", 1, both, student.cohort, [], "teacher, fold 0"), lambda _: {})
+    evaluation = Run(tmp_path, "07_evaluation", "e", {}, {}, (student.key, other.key, teacher.key), student.cohort, 0)
+    said = []
+    table = export_models({"a": evaluation, "b": evaluation}, {"a": "", "b": ""}, tmp_path / "models", said.append)
+    assert list(table["model"]) == [student.key] == [path.name for path in (tmp_path / "models").iterdir()]
+    row, parity = table.iloc[0], record_of(tmp_path / "models" / student.key)["parity"]
+    assert (row["title"], row["cell"]) == (student.title, "a") and student.title.endswith("fold 0")
+    assert (row["parity_onnx"], row["parity_torch_export"]) == (parity["onnx"], parity["torch_export"])
+    assert row["parity_onnx"] < 1e-5 and min(row["ms_batch_1"], row["ms_batch_64"]) > 0
+    assert sorted(line.split(":")[0] for line in said) == ["exported", "not exported", "not exported"]
+    assert all("teacher, fold 0: run" in line for line in said if line.startswith("not"))
+
+
+def test_latency_is_the_median_of_nine_batches_after_a_warm_up(monkeypatch):
+    """By a clock that the model moves: a tenth call that is slow, or a slow first one, must not count."""
+    clock, took = [0.0], {1: [5.0] + [0.002] * 8 + [7.0], 64: [5.0] + [0.03] * 5 + [9.0] * 4}
+
+    class Model:
+        record = SimpleNamespace(image_size=24)
+
+        def probabilities(self, images):
+            assert images.shape[1:] == (3, 24, 24) and images.dtype == np.uint8
+            clock[0] += took[len(images)].pop(0)
+
+    monkeypatch.setattr("medkd.bundle.models.time.perf_counter", lambda: clock[0])
+    assert latency(Model()) == {"ms_batch_1": 2.0, "ms_batch_64": 30.0} and not any(took.values())
 
 
 def test_an_unknown_run_is_one_sentence(home):
