@@ -7,7 +7,9 @@ READY := $(VENV)/.ready
 # Where it is set, every kernel compiles torch's Python code anew: 8 s of processor time in place of 3.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: report test test-fast test-lab lab docs bench lint lock sync clean
+.PHONY: setup report test test-fast test-lab lab docs bench lint lock sync clean
+
+setup: $(READY)  ## the virtual environment alone, which every other target makes too
 
 report: $(READY)  ## run every notebook on the simulated cohorts; prints the path of the page
 	@$(BIN)/medkd report $(ARGS)

@@ -15,12 +15,12 @@ def section(page: Path, heading: str) -> str:
     return found
 
 
-def follow(text: str, folder: Path) -> None:
+def follow(text: str, folder: Path, commands: bool = True) -> None:
     """Take the blocks of a recipe one by one, in a copy of the project; a command that fails raises."""
     for language, caption, code in BLOCK.findall(text):
         if language == "console":
-            for command in re.findall(r"^\$ (.*)$", code, re.MULTILINE):
-                _run(command, folder)
+            for command in re.findall(r"^\$ (.*)$", code, re.MULTILINE) if commands else ():
+                run(command, folder)
         elif caption.startswith("new file "):
             target = folder / caption.removeprefix("new file ")
             assert not target.exists(), f"{caption}: it is there already"
@@ -42,7 +42,7 @@ def _edit(path: Path, where: str, text: str, code: str) -> None:
     path.write_text("".join([*lines[:first], code, *lines[last:]]))
 
 
-def _run(command: str, folder: Path) -> None:
+def run(command: str, folder: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(folder), "MEDKD_HOME": str(folder)}
     done = subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"

@@ -193,21 +193,27 @@ def test_an_executed_copy_is_shown_only_if_it_is_of_this_notebook(project, tmp_p
     assert list(generated._copies(source, nbformat.read(source, as_version=4))) == [""]
 
 
-@pytest.mark.slow
-def test_the_recipe_for_a_loss_works_as_it_is_written(tmp_path):
-    copy = tmp_path / "medkd"
+@pytest.fixture
+def copy(tmp_path):
     for name in ("medkd", "notebooks", "studies", "tests"):
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", copy)
-    (copy / ".venv").symlink_to(sys.prefix)
+        shutil.copytree(ROOT / name, tmp_path / "medkd" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path / "medkd")
+    (tmp_path / "medkd" / ".venv").symlink_to(sys.prefix)
+    return tmp_path / "medkd"
+
+
+@pytest.mark.slow
+def test_the_recipe_for_a_loss_works_as_it_is_written(copy):
     recipes.follow(recipes.section(DOCS / "extending.md", "A distillation loss"), copy)
     assert len(list((copy / "reports" / "runs" / "03_distillation").glob("*/run.json"))) == 2
 
 
-@pytest.mark.parametrize("heading", ["A distillation loss", "A cohort", "A notebook with its stage"])
-def test_every_block_of_a_recipe_says_where_it_belongs(heading):
-    blocks = recipes.BLOCK.findall(recipes.section(DOCS / "extending.md", heading))
-    assert len(blocks) > 4
-    for language, caption, _ in blocks:
-        known = language == "console" or caption.startswith("new file ") or recipes.PLACE.fullmatch(caption)
-        assert known, (language, caption)
+def test_every_block_of_the_other_recipes_has_its_place_and_the_package_knows_what_they_add(copy):
+    for heading in ("A cohort", "A notebook with its stage"):
+        recipes.follow(recipes.section(DOCS / "extending.md", heading), copy, commands=False)
+    known = "assert CHAINS['rare'][2] == SHORT_NAMES['url_probe'] == stage_params()['04_url_probe'].stage"
+    recipes.run(f'.venv/bin/python -c "from medkd.report.plan import *; {known}"', copy)
+    found = "assert SOURCES['clinic'].instructions and 'clinic' in cohort_names()"
+    recipes.run(
+        f'.venv/bin/python -c "from medkd.data.sources import *; from medkd.data.registry import *; {found}"', copy
+    )
