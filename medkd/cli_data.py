@@ -125,6 +125,8 @@ def data_prepare(
     from medkd.paths import cache_dir
 
     with told(interrupted="interrupted; what is decoded completely is kept"):
+        if name == "own" and not root:
+            raise ParameterError("own needs --root FOLDER, the folder with your CSV and images")
         if name == "own" and not _own_confirmed(Path(root), yes):
             return
         cohort = load_cohort(name, root)

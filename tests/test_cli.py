@@ -34,6 +34,8 @@ def test_files_in_parameters_are_found_from_where_the_command_is_called(tmp_path
     given = {"teacher.split_file": "splits.csv", "weights": "imagenet", "split_file": "", "epochs": 3}
     expected = given | {"teacher.split_file": str(tmp_path / "splits.csv")}  # "imagenet" is no file but a word
     assert absolute_files(given, Path()) == expected
+    nested = {"teacher": {"split_file": "splits.csv", "epochs": 3}}
+    assert absolute_files(nested, Path()) == {"teacher": {"split_file": str(tmp_path / "splits.csv"), "epochs": 3}}
 
 
 def test_report_help_tells_the_exit_statuses():

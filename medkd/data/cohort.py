@@ -188,6 +188,8 @@ class Cohort:
         digest.update(
             "|".join(self.classes + self.base_classes + self.rare_classes + (self.main, self.second)).encode()
         )
+        if self.rare_classes:  # the join does not tell where common classes end and rare ones begin
+            digest.update(f"{len(self.base_classes)}|{len(self.rare_classes)}".encode())
         for column in SURVIVAL_COLUMNS:
             if column in self.table:  # a cohort without survival keeps the digest it had before there was any
                 digest.update(self.table[[column]].astype(float).to_csv(index=False).encode())

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from medkd import __version__
 from medkd.data.archives import unpack
+from medkd.data.file_store import DAMAGED
 from medkd.errors import DataError, ParameterError
 from medkd.files import check_room, digest_of, locked, write_json
 
@@ -217,7 +218,7 @@ def _check(item: Download, part: Path) -> None:
             with zipfile.ZipFile(part) as archive:
                 damaged = archive.testzip()
             fault = f"is damaged at {damaged}" if damaged else ""
-        except (zipfile.BadZipFile, OSError) as error:
+        except (OSError, EOFError, *DAMAGED) as error:
             fault = f"is no readable archive ({error})"
     if fault:
         part.unlink()

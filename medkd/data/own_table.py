@@ -47,6 +47,8 @@ def read_own_table(path: Path) -> pd.DataFrame:
         raise DataError(f"{path} cannot be read as a CSV table ({error}); correct it") from error
     table = table.fillna("").apply(lambda column: column.str.strip())
     table = table.loc[(table != "").any(axis=1), (table != "").any()]
+    if table.empty:
+        raise DataError(f"{path} holds separators and nothing between them; save the table again")
     names = table.iloc[0].tolist()
     if "" in names:
         raise DataError(f"{path} has no name for column {names.index('') + 1}; name it, or remove it if it only counts")

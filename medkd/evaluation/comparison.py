@@ -138,7 +138,7 @@ def differences(
         differences with its 95% interval by Student's t: what another draw of tasks would change, where the resamples
         hold what other patients would; too narrow over folds, which share training data), wins and losses (parts in
         which the method's value is above, or below, the other's; for ece, where less is better, it is the other way
-        round), n_parts, n (samples of this level). Empty where there is one method only.
+        round), n_parts, n (samples of this level). Empty where there is nothing to compare.
 
     Raises:
         ParameterError: if `level`, a metric, the reference or a method of `extra_pairs` is unknown.
@@ -167,6 +167,8 @@ def differences(
         pairs = [(method, base) for method in methods if method != base and base in methods]
         pairs += [pair for pair in extra_pairs if pair not in pairs and set(pair) <= set(methods)]
         pairs = list(dict.fromkeys(pairs))
+        if not pairs:  # the setting has neither reference nor both methods of a pair
+            continue
         for each_level in levels(predictions) if level is None else [level]:
             frames = {
                 method: _pooled(rows, each_level).sort_values(["part", *LEVELS[each_level]], ignore_index=True)
@@ -192,7 +194,7 @@ def differences(
                 n=len(frame),
             )
             tables.append(table)
-    return pd.concat(tables, ignore_index=True)[order]
+    return pd.concat(tables, ignore_index=True)[order] if tables else pd.DataFrame(columns=order)
 
 
 def _over_parts(values: np.ndarray) -> dict[str, np.ndarray]:

@@ -45,6 +45,7 @@ def run_entry(
 
     start = time.monotonic()
     forget(folder, entry.name)
+    _state_path(folder, entry).unlink(missing_ok=True)  # a killed run must not pass for the one before it
     record = {"name": entry.name, "key": key, "parameters": entry.parameters}
     output = folder / "notebooks" / f"{entry.name}.ipynb"
     failure: NotebookFailure | None = None
@@ -149,9 +150,16 @@ def checked_cohort(entry: Entry) -> Cohort:
 
 
 def entry_key(entry: Entry, cohort: str) -> str:
-    """Changes when the notebook, its parameters, the package's code or the cohort's content (`cohort`) change."""
+    """Changes when the notebook, its parameters and their files, the package's code or the cohort's content change.
+
+    Args:
+        entry: notebook and parameters.
+        cohort: fingerprint of the cohort.
+    """
+    from medkd.stages.params import by_content
+
     parameters = {name: value for name, value in entry.parameters.items() if name not in ("report", "root", "device")}
-    digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode() + cohort.encode())
+    digest = hashlib.sha256(json.dumps(by_content(parameters), sort_keys=True).encode() + cohort.encode())
     digest.update(source_of(entry).read_bytes())
     digest.update(code_digest().encode())
     return digest.hexdigest()[:16]

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
+from medkd.errors import DataError
 from medkd.evaluation.words import metric_words
 from medkd.stages.self_distillation import METHODS
 from medkd.stages.store import Run, with_upstream
@@ -30,12 +34,34 @@ class Evaluated:
     run: Run
 
 
+def of_all_conditions(evaluated: list[Evaluated], say: Callable[[str], Any]) -> list[Evaluated]:
+    """The cells whose replicate every condition has finished: only these can be compared. All if there are none."""
+    replicates: dict[str, set[str]] = {}
+    for each in evaluated:
+        replicates.setdefault(each.condition, set()).add(each.replicate)
+    common = set.intersection(*replicates.values())
+    chosen = [each for each in evaluated if each.replicate in common]
+    if len(chosen) == len(evaluated) or not chosen:
+        return evaluated
+    say(f"compared are the seeds that all conditions have finished: {', '.join(sorted(common))}")
+    return chosen
+
+
 def pooled_predictions(evaluated: list[Evaluated]) -> pd.DataFrame:
     """Predictions of all cells under one another; a part is a fold or task of one replicate.
 
     A method is named with its condition ("GMCD [low_rank_weight=0]"), unless it predicts the same in all of them: then
     the condition did not touch it, and it stands there once.
+
+    Raises:
+        DataError: two cells have the same condition and replicate.
     """
+    for (condition, replicate), n in Counter((each.condition, each.replicate) for each in evaluated).items():
+        if n > 1:
+            raise DataError(
+                f'{n} cells are called "{condition}"{f" (seed {replicate})" if replicate else ""}; give each a name '
+                "of its own in the study file"
+            )
     tables: dict[tuple[str, str], list[pd.DataFrame]] = {}
     for each in evaluated:
         table = each.run.table("predictions")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ from medkd.paths import reports_dir, runs_dir
 from medkd.report.artifacts import Artifacts
 from medkd.report.claims import tell_claims
 from medkd.report.figures_results import FEW
-from medkd.report.index import read_index
+from medkd.report.index import forget, read_index
 from medkd.report.looks import class_figures, confusion_or_survival, risk_curves_by_method
 from medkd.report.page import build_page, versions
-from medkd.report.pooling import Evaluated, comparison_table, pooled_predictions, runs_behind
+from medkd.report.pooling import Evaluated, comparison_table, of_all_conditions, pooled_predictions, runs_behind
 from medkd.stages.store import load_folder
 from medkd.text import word
 from medkd.training.recipe import GMCD_TERMS
@@ -51,16 +52,20 @@ def build_study_report(name: str, *, n_resamples: int = 2000, say: Callable[[str
     """
     folder = reports_dir() / name
     record = read_record(folder)
+    for index in (folder / "index").glob("study.*.json"):
+        forget(folder, index.stem)
     cohorts: dict[str, Cohort] = {}
+    names = {name for cell in record["cells"] for name in cell["parameters"]}
     roots = {cohort["dataset"]: cohort["root"] for cohort in record["study"]["cohorts"]}
     for dataset in dict.fromkeys(cell["dataset"] for cell in record["cells"]):
         cells = [cell for cell in record["cells"] if cell["dataset"] == dataset]
-        evaluated = [found for cell in cells if (found := evaluation_of(folder, cell)) is not None]
+        evaluated = [found for cell in cells if (found := evaluation_of(folder, cell, names)) is not None]
         say(f"{dataset}: {len(evaluated)} of {len(cells)} cells are evaluated")
         if evaluated:
             cohorts[dataset] = load_cohort(dataset, roots[dataset])
             out = Artifacts(folder, f"study.{dataset}", simulated=cohorts[dataset].simulated)
             references = record["study"].get("references", [])
+            evaluated = of_all_conditions(evaluated, say)
             _compare(evaluated, cohorts[dataset], out, references, n_resamples)
             _draw_training(evaluated, cohorts[dataset], out)
     if not cohorts:
@@ -197,8 +202,13 @@ def read_record(folder: Path) -> dict[str, Any]:
         ) from None
 
 
-def evaluation_of(folder: Path, cell: Mapping[str, Any]) -> Evaluated | None:
+def evaluation_of(folder: Path, cell: Mapping[str, Any], names: Iterable[str] = ()) -> Evaluated | None:
     """The cell's evaluation, None if it is not finished.
+
+    Args:
+        folder: of the study.
+        cell: of its record.
+        names: parameters that any cell sets; of "teacher.epochs" the condition tells "epochs", if no other ends so.
 
     Raises:
         DataError: it is finished, and its run is gone.
@@ -212,7 +222,9 @@ def evaluation_of(folder: Path, cell: Mapping[str, Any]) -> Evaluated | None:
     if run is None:
         raise DataError(f"run {key} of cell {cell['name']} is gone from the run store; run `medkd batch` again")
     varied = {name: value for name, value in cell["parameters"].items() if name not in REPLICATES}
-    told = ", ".join(f"{name.rpartition('.')[2]}={word(value)}" for name, value in varied.items())
+    ends = Counter(name.rpartition(".")[2] for name in {*names, *varied})
+    short = {name: end if ends[end := name.rpartition(".")[2]] == 1 else name for name in varied}
+    told = ", ".join(f"{short[name]}={word(value)}" for name, value in varied.items())
     condition = cell.get("title") or told
     replicate = ",".join(str(cell["parameters"].get(name, "")) for name in REPLICATES)
     return Evaluated(cell["name"], condition, replicate, run)

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 
 from medkd.data.cohort import Cohort
+from medkd.errors import DataError
 from medkd.evaluation.predict import predict
 from medkd.files import write_table
 from medkd.seeds import generator_for
@@ -57,6 +58,7 @@ class DistillationParams(OptimiserParams):
         ["ce", "kd", "gmcd"],
         description=f"students: {', '.join(METHODS)}",
         json_schema_extra={"unkeyed": True},
+        min_length=1,
     )
     ablations: list[Literal[tuple(ABLATIONS)]] = Field(
         [], description=f"ablations of GMCD to train: {', '.join(ABLATIONS)}", json_schema_extra={"unkeyed": True}
@@ -129,7 +131,8 @@ def teacher_of(context: Context, fold: int, without: Mapping[str, Any] | None = 
         without: parameters of the teacher's stage that an ablation changes.
 
     Raises:
-        DataError: a given teacher does not fit, see `medkd.stages.teacher.given_teacher`.
+        DataError: a given teacher does not fit, see `medkd.stages.teacher.given_teacher`, or started from a file of
+            weights that is not at hand.
     """
     given = context.params.teacher_runs
     if not given:
@@ -137,6 +140,11 @@ def teacher_of(context: Context, fold: int, without: Mapping[str, Any] | None = 
         return teacher_run(taught_in, "both", fold), taught_in
     run, taught_in = given_teacher(given[min(fold, len(given) - 1)], context, fold)
     if without:  # one that was trained as the given one was, but for what the ablation takes away
+        if taught_in.params.config()["weights"] != run.config["weights"]:
+            raise DataError(
+                f"teacher run {run.key} started from weights of a file (SHA-256 {run.config['weights']}...), which the "
+                "teacher of an ablation needs too; name that file as weights, or leave the ablation out"
+            )
         taught_in = dataclasses.replace(taught_in, params=taught_in.params.model_copy(update=without))
         run = teacher_run(taught_in, "both", fold)
     return run, taught_in

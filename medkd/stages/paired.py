@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,9 +15,8 @@ from medkd.data.folds import Split, n_folds_of, split_rows
 from medkd.data.published_splits import published_splits
 from medkd.data.views import GMCD
 from medkd.errors import ParameterError
-from medkd.files import digest_of
 from medkd.stages.context import Context
-from medkd.stages.params import FILES, StageParams, shared, unkeyed
+from medkd.stages.params import StageParams, by_content, shared, unkeyed
 from medkd.training.frozen import FrozenModality, frozen_features
 from medkd.training.inputs import Modality, modality
 from medkd.training.tasks import Classification, Survival, Task
@@ -52,7 +50,7 @@ class PairedParams(StageParams):
 
     def config(self) -> dict[str, Any]:
         """As `StageParams.config`, with the content of files in place of their paths."""
-        return super().config() | {name: _content(getattr(self, name)) for name in FILES}
+        return by_content(super().config())
 
 
 class OptimiserParams(PairedParams):
@@ -180,10 +178,3 @@ def _frozen_modality(context: Context, name: str) -> FrozenModality:
 def width_of(params: Any) -> float:
     """The width of the encoders that have one; the published networks of torchvision and timm have not."""
     return params.width if params.encoder in ("resnet12", "conv4") else 1.0
-
-
-def _content(path: str) -> str:
-    """Digest of a file's content; other words (empty, "imagenet") stay as they are."""
-    if not path or not Path(path).is_file():
-        return path
-    return digest_of(Path(path))[:16]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medkd.errors import ParameterError, did_you_mean
+from medkd.files import digest_of
 
 
 def shared(default: Any, description: str, **limits: Any) -> Any:
@@ -33,12 +34,23 @@ def absolute_files(parameters: Mapping[str, Any], folder: Path) -> dict[str, Any
 
     Paths are given from where a command is called or a study file lies, and notebooks run in their own folder.
     """
-    return {
-        name: str((folder / value).absolute())
-        if name.rpartition(".")[2] in FILES and value and (folder / str(value)).is_file()
-        else value
-        for name, value in parameters.items()
-    }
+    return _with_files(parameters, lambda path: str((folder / path).absolute()) if (folder / path).is_file() else path)
+
+
+def by_content(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters with a digest of the content of files in place of their paths; "imagenet" and "none" stay."""
+    return _with_files(parameters, lambda path: digest_of(Path(path))[:16] if Path(path).is_file() else path)
+
+
+def _with_files(parameters: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """The parameters with `change` done to each that may name a file, those of upstream stages among them."""
+
+    def changed(name: str, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return _with_files(value, change)
+        return change(value) if name.rpartition(".")[2] in FILES and value and isinstance(value, str) else value
+
+    return {name: changed(name, value) for name, value in parameters.items()}
 
 
 class StageParams(BaseModel):

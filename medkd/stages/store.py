@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+TEXTS = ("id", "patient", "roi", "setting", "class", "method", "task", "anchor", "candidate", "shortcut", "reference")
+"""Columns of tables that hold names, which may look like numbers."""
+
+
 @dataclass(frozen=True)
 class Run:
     """A finished unit: its folder, what made it and what came out.
@@ -52,14 +56,14 @@ class Run:
     made: bool = field(default=False, compare=False)
 
     def table(self, name: str) -> pd.DataFrame:
-        """The table `name`.csv of the run; ids stay strings, and empty texts stay empty texts.
+        """The table `name`.csv of the run; names and ids stay texts, also "1", "None" and empty ones.
 
         Raises:
             DataError: it is not there, or cannot be read.
         """
         path = self.folder / f"{name}.csv"
         try:
-            frame = pd.read_csv(path, dtype={"id": str, "patient": str, "roi": str, "setting": str})
+            frame = pd.read_csv(path, dtype=dict.fromkeys(TEXTS, str), keep_default_na=False, na_values=[""])
         except (OSError, ValueError) as error:  # pandas' own CSV errors are ValueErrors
             raise self._damaged(path, error) from error
         texts = frame.select_dtypes(exclude=["number", "bool"]).columns

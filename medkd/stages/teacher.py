@@ -12,10 +12,10 @@ from medkd.data.cohort import Cohort
 from medkd.errors import DataError
 from medkd.evaluation.predict import predict
 from medkd.files import write_table
+from medkd.models.pretrained import IMAGENET
 from medkd.stages.context import Context
 from medkd.stages.networks import build_network, save_trained, train_network
 from medkd.stages.paired import OptimiserParams, inputs_of, kinds_of, prediction_task, run_folds, split_of, tensor_rows
-from medkd.stages.params import FILES
 from medkd.stages.store import Run, Unit, finished_runs, load_or_make
 from medkd.training.supervised import SupervisedStep
 from medkd.training.teacher import TeacherRecipe, TeacherStep
@@ -126,7 +126,12 @@ def given_teacher(key: str, context: Context, fold: int) -> tuple[Run, Context]:
             "is shown; name a run of the same settings"
         )
     settings = {name: value for name, value in run.config.items() if name in TeacherParams.model_fields}
-    places = {name: getattr(context.params, name) for name in ("root", "device", *FILES)}
+    places = {name: getattr(context.params, name) for name in ("root", "device", "split_file")}
+    if run.config["weights"] not in (
+        "",
+        IMAGENET,
+    ):  # a file: the student's, or none, as the run's own are loaded over it
+        places["weights"] = context.params.weights if run.config["weights"] == own["weights"] else ""
     return run, Context.of(TeacherParams.checked(settings | places))
 
 

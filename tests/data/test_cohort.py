@@ -62,6 +62,14 @@ def test_other_slots_make_another_fingerprint(three_modalities):
     assert three_modalities.fingerprint != three_modalities.with_slots(second="omic").fingerprint
 
 
+def test_a_common_class_that_becomes_rare_makes_another_fingerprint(vectors_only):
+    """Features of a run that learned from its images as common ones must not serve it as a rare class."""
+    classes = vectors_only.classes
+    cuts = [(classes[:1], classes[1:]), (classes[:2], classes[2:])]
+    split = [dataclasses.replace(vectors_only, base_classes=base, rare_classes=rare) for base, rare in cuts]
+    assert split[0].fingerprint != split[1].fingerprint
+
+
 def test_an_unknown_slot_names_the_known_modalities(three_modalities):
     with pytest.raises(ParameterError, match='second = "omics" is no modality of toy; known are photo, scope, omic'):
         three_modalities.with_slots(second="omics")

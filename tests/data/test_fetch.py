@@ -232,6 +232,19 @@ def test_without_a_published_checksum_the_archive_is_tested(server, tmp_path):
     assert len(server.seen) == 2
 
 
+def test_an_archive_whose_stream_is_damaged_is_removed_and_loaded_again(server, tmp_path):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a", bytes(range(256)) * 40)
+    whole, content = buffer.getvalue(), bytearray(buffer.getvalue())
+    content[31:60] = b"\xff" * 29  # the header of the member is 31 bytes long: a block of a type that is none
+    server.files["/a.zip"] = bytes(content)
+    with pytest.raises(DataError, match="a.zip from .* is no readable archive .*; it was removed"):
+        load(Download(f"{server.url}/a.zip", "a.zip"), tmp_path)
+    server.files["/a.zip"] = whole
+    assert load(Download(f"{server.url}/a.zip", "a.zip"), tmp_path)[0].read_bytes() == whole
+
+
 @pytest.fixture
 def published(server, monkeypatch):
     """The source of isic2018, as if it lay on the local server: an archive to unpack and one that stays."""

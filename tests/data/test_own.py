@@ -204,6 +204,7 @@ def test_tables_that_are_none_are_named(tmp_path):
     for content, message in (
         ("", "is empty or no text"),
         ("a,b\n", "a header and no rows"),
+        (";;;\n;;;\n", "separators and nothing between them"),
         ("a,a\n1,2\n", "several columns of the name a"),
         ("a,,b\n1,2,3\n", "no name for column 2; name it, or remove it"),
         ("a,b\n1,2\n1,2,3\n", "cannot be read as a CSV table"),
@@ -271,6 +272,13 @@ def test_survival_columns_are_taken_over(pairs):
     cohort = own.read(pairs)
     assert cohort.has_survival and np.isnan(cohort.table["survival_months"].iloc[-1])
     assert dataclasses.replace(cohort).fingerprint == cohort.fingerprint
+
+
+def test_prepare_asks_for_the_folder_and_writes_into_no_other(pairs, project, monkeypatch):
+    monkeypatch.chdir(pairs)
+    refused = CliRunner().invoke(app, ["data", "prepare", "own", "--yes"])
+    assert refused.exit_code == 2 and "own needs --root FOLDER" in refused.output
+    assert not (pairs / "medkd.yaml").exists()
 
 
 def test_prepare_shows_asks_and_writes(pairs, project):

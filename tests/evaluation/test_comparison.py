@@ -247,6 +247,14 @@ def test_reference_is_the_base_where_there_is_no_student_without_distillation(pr
         differences(without, "MoCo")
 
 
+def test_a_setting_without_the_reference_is_left_out(predictions):
+    """As of a study whose cells have other numbers of shots: each has a reference of its own."""
+    other = predictions[predictions["method"] == "KD"].assign(setting="K=5")
+    both = pd.concat([predictions.assign(setting="K=1"), other], ignore_index=True)
+    assert set(differences(both, "CE only", level="image", n_resamples=5)["setting"]) == {"K=1"}
+    assert len(differences(both[both["method"].isin(["CE only"]) | (both["setting"] == "K=5")], "CE only")) == 0
+
+
 def test_names_methods_that_cannot_be_compared(predictions):
     with pytest.raises(ParameterError, match='names "slide only", which is not among'):
         differences(predictions, "teacher", extra_pairs=[("teacher", "slide only")])

@@ -1,6 +1,7 @@
 """A report that fails, goes on, and is not run again when nothing changed; on notebooks of one line each."""
 
 import json
+import sys
 
 import nbformat
 import pytest
@@ -76,6 +77,15 @@ def test_a_second_run_runs_nothing_and_a_changed_parameter_runs_what_has_it(note
     assert {notebook["state"] for notebook in manifest["notebooks"]} == {"finished"}
     changed = [row for row in manifest["parameters"]["03_distillation.phantom-glioma"] if row["parameter"] == "epochs"]
     assert changed[0]["value"] == "3"
+
+
+def test_a_notebook_that_was_killed_does_not_pass_for_the_run_before_it(notebooks, monkeypatch):
+    assert CliRunner().invoke(app, ARGUMENTS).exit_code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("medkd.report.notebooks.run_notebook", lambda *given, **named: sys.exit(9))
+        assert CliRunner().invoke(app, [*ARGUMENTS, "-p", "teacher.epochs=3"]).exit_code == 9
+    again = CliRunner().invoke(app, ARGUMENTS)
+    assert again.exit_code == 0 and "02_teacher_training.phantom-glioma: finished" in again.stdout
 
 
 def test_a_killed_kernel_has_an_exit_status_of_its_own(notebooks):

@@ -12,6 +12,7 @@ from medkd.data.own_schema import infer, write_schema
 from medkd.errors import DataError, ParameterError
 from medkd.files import write_table
 from medkd.paths import reports_dir, runs_dir
+from medkd.report.index import read_index
 from medkd.report.paper import redraw
 from medkd.report.pooling import Evaluated, comparison_table, pooled_predictions
 from medkd.report.share import share
@@ -238,6 +239,44 @@ def test_a_method_that_a_condition_does_not_touch_stands_there_once(project):
     ]
     pooled = pooled_predictions(cells)
     assert pooled.groupby("method").size().to_dict() == {"CE only": N, "GMCD [w=0]": N, "GMCD [w=1]": N}
+
+
+def test_conditions_of_one_short_name_stay_apart(study):
+    record = json.loads((study / "study.json").read_text())
+    for cell, name in zip(record["cells"], ["teacher.momentum"] * 2 + ["distillation.momentum"] * 2, strict=False):
+        cell["parameters"] = {name: 0.9, "seed": cell["parameters"]["seed"]}
+    (study / "study.json").write_text(json.dumps(record))
+    build_study_report("try", n_resamples=20, say=lambda line: None)
+    table = pd.read_csv(study / "tables" / "study.own-comparison_accuracy.csv").set_index("method")
+    assert set(table.index) == {"CE only", "GMCD [teacher.momentum=0.9]", "GMCD [distillation.momentum=0.9]"}
+    assert set(table["parts"]) == {2}
+
+
+def test_cells_that_are_called_alike_are_not_averaged(project):
+    cells = [Evaluated(name, "w=0", "0", evaluation({"GMCD": skill}, 0)) for name, skill in (("a", 0.6), ("b", 0.7))]
+    with pytest.raises(DataError, match=r'2 cells are called "w=0" \(seed 0\); give each a name of its own'):
+        pooled_predictions(cells)
+
+
+def test_seeds_that_a_condition_has_not_finished_are_left_out_of_the_comparison(study):
+    record = json.loads((study / "study.json").read_text())
+    record["cells"][3]["notebooks"][0]["state"] = "failed"  # low_rank_weight=0.1, seed 1
+    (study / "study.json").write_text(json.dumps(record))
+    said = []
+    build_study_report("try", n_resamples=20, say=said.append)
+    assert said == ["own: 3 of 5 cells are evaluated", "compared are the seeds that all conditions have finished: 0"]
+    table = pd.read_csv(study / "tables" / "study.own-comparison_accuracy.csv").set_index("method")
+    assert set(table.index) == {"CE only", "GMCD [low_rank_weight=0]", "GMCD [low_rank_weight=0.1]"}
+    assert set(table["parts"]) == {1}
+
+
+def test_nothing_of_an_earlier_comparison_stands_in_the_page(study):
+    record = json.loads((study / "study.json").read_text())
+    for references in (["CE only"], ["GMCD [low_rank_weight=0]"]):
+        (study / "study.json").write_text(json.dumps(record | {"study": record["study"] | {"references": references}}))
+        build_study_report("try", n_resamples=20, say=lambda line: None)
+    names = {entry["name"] for entry in read_index(study)}
+    assert [name for name in names if name.startswith("against")] == ["against_GMCD_low_rank_weight_0"]
 
 
 def test_ties_are_methods_whose_interval_to_the_best_holds_zero():

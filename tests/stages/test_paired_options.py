@@ -13,7 +13,7 @@ from medkd.evaluation.comparison import is_survival
 from medkd.models.encoders import build_image_encoder
 from medkd.stages import DistillationParams, EvaluationParams, TeacherParams, evaluate, train_students, train_teachers
 from medkd.stages.context import Context, cohort_of
-from medkd.stages.distillation import ABLATIONS
+from medkd.stages.distillation import ABLATIONS, teacher_of
 from medkd.stages.networks import trained_network
 from medkd.stages.paired import split_of
 from medkd.stages.store import finished_runs, with_upstream
@@ -144,11 +144,29 @@ def test_a_given_teacher_must_be_of_the_same_cohort_and_fold(home):
 
 def test_ablations_have_the_given_teacher_or_one_that_differs_from_it_in_what_they_take_away(home):
     given = train_teachers(TeacherParams(**PAIRED, **TINY, mu=2e-3), inputs=("both",))["both", 0]
-    runs = train_students(students(methods=[], ablations=["no GKM", "no M3LR"], teacher_runs=[given.key]))
+    runs = train_students(students(methods=["ce"], ablations=["no GKM", "no M3LR"], teacher_runs=[given.key]))
     assert runs["no GKM", 0].upstream == (given.key,)
     (other,) = finished_runs("02_teacher_training", runs["no M3LR", 0].upstream[0])
     differs = {name for name, value in other.config.items() if value != given.config[name]}
     assert differs == {"low_rank_weight"}
+
+
+def test_a_given_teacher_keeps_the_weights_it_started_from(home, tmp_path, monkeypatch):
+    """Those of the student are another encoder's; of a file that is not at hand none can be trained anew."""
+    torch.manual_seed(0)
+    path = tmp_path / "start.pth"
+    torch.save(build_image_encoder("resnet12", dim=128, width=0.125).state_dict(), path)
+    given = train_teachers(TeacherParams(**PAIRED, **TINY, weights=str(path)), inputs=("both",))["both", 0]
+    context = Context.of(students(methods=["gmcd"], teacher_runs=[given.key]))
+    run, taught_in = teacher_of(context, 0)
+    assert run.key == given.key and taught_in.params.weights == ""
+    with pytest.raises(DataError, match="started from weights of a file .* name that file as weights"):
+        teacher_of(context, 0, {"low_rank_weight": 0.0})
+    same = Context.of(students(methods=["gmcd"], teacher_runs=[given.key], weights=str(path)))
+    assert teacher_of(same, 0)[1].params.weights == str(path)
+    plain = train_teachers(TeacherParams(**PAIRED, **TINY), inputs=("both",))["both", 0]
+    other = Context.of(students(methods=["gmcd"], teacher_runs=[plain.key], weights=str(path)))
+    assert teacher_of(other, 0)[1].params.weights == ""
 
 
 def test_the_teacher_that_is_evaluated_is_the_given_one(home):

@@ -42,6 +42,11 @@ def test_value_out_of_range_names_parameter_and_value():
         TeacherParams.checked({"epochs": 0})
 
 
+def test_a_stage_without_any_student_is_refused():
+    with pytest.raises(ParameterError, match=r"methods = \[\] is not allowed"):
+        DistillationParams.checked({"methods": [], "ablations": ["no GKM"]})
+
+
 def test_a_wrong_upstream_parameter_is_refused_by_the_stage_that_hands_it_on():
     with pytest.raises(ParameterError, match='unknown parameter "epoch" for 02_teacher_training'):
         DistillationParams.checked({"teacher": {"epoch": 3}})

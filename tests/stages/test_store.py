@@ -34,6 +34,16 @@ def test_a_made_run_is_loaded_the_second_time(project):
     assert second.tensors("model")["w"].tolist() == [0.0, 1.0, 2.0]
 
 
+def test_names_that_look_like_numbers_or_nothing_stay_texts(project):
+    texts = pd.DataFrame({name: ["1", "None", ""] for name in ("class", "anchor", "candidate", "shortcut", "method")})
+    table = texts.assign(id=["01", "NA", "3"], value=[0.5, None, 2.0], note=["NA", "x", ""])
+    run = load_or_make(unit(), lambda folder: write_table(folder / "points.csv", table) or {})
+    found = run.table("points")
+    for name in (*texts, "id", "note"):
+        assert found[name].tolist() == table[name].tolist(), name
+    assert found["value"].isna().tolist() == [False, True, False] and found["value"].dtype == float
+
+
 def test_a_failed_making_is_not_taken_for_finished_and_keeps_its_files(project):
     def fail(folder):
         (folder / "checkpoint.json").write_text("{}")
