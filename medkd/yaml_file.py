@@ -67,5 +67,5 @@ def read_yaml(path: Path, *, cure: str = "correct it") -> Any:
     except yaml.MarkedYAMLError as error:
         place = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise DataError(f"{path} is no readable YAML{place}: {error.problem}; {cure}") from error
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, KeyError) as error:  # of a date or number that is none
         raise DataError(f"{path} is no readable YAML: {error}; {cure}") from error

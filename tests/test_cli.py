@@ -34,6 +34,8 @@ def test_files_in_parameters_are_found_from_where_the_command_is_called(tmp_path
     given = {"teacher.split_file": "splits.csv", "weights": "imagenet", "split_file": "", "epochs": 3}
     expected = given | {"teacher.split_file": str(tmp_path / "splits.csv")}  # "imagenet" is no file but a word
     assert absolute_files(given, Path()) == expected
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert absolute_files({"split_file": "~/splits.csv"}, Path("/")) == {"split_file": str(tmp_path / "splits.csv")}
     nested = {"teacher": {"split_file": "splits.csv", "epochs": 3}}
     assert absolute_files(nested, Path()) == {"teacher": {"split_file": str(tmp_path / "splits.csv"), "epochs": 3}}
 

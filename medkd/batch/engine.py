@@ -53,7 +53,7 @@ def prepare(study: Study) -> tuple[list[Cell], dict[str, Node], dict[str, list[s
     """
     cells = expand(study)
     entries = [entry for cell in cells for entry in cell.entries]
-    fingerprints = {entry.dataset: checked_cohort(entry).fingerprint for entry in entries}
+    fingerprints = {entry.dataset: checked_cohort(entry).shown for entry in entries}
     return (cells, *nodes_of(cells, fingerprints))
 
 

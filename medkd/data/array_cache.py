@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import json
 import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +19,7 @@ from medkd.files import check_room, locked, make_once, no_room
 
 NO_RESERVING = (errno.EINVAL, errno.EOPNOTSUPP)
 """What file systems answer that cannot reserve room."""
+HASH = re.compile("[0-9a-f]{64}")
 
 
 def made_array(
@@ -91,3 +94,13 @@ def new_pixels(part: Path, shape: Sequence[int], *, what: str, remedy: str) -> n
         has = f"has not so much ({error.strerror})"
         raise no_room(part.parent, n_bytes, has, what=what, remedy=remedy) from error
     return pixels
+
+
+def remembered_hashes(memo: Path, n: int) -> list[str] | None:
+    """The n hashes that a file holds; None if it is missing or damaged."""
+    try:
+        hashes = json.loads(memo.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    whole = isinstance(hashes, list) and len(hashes) == n
+    return hashes if whole and all(isinstance(text, str) and HASH.fullmatch(text) for text in hashes) else None

@@ -9,7 +9,7 @@ import numpy as np
 
 from medkd.errors import DataError
 
-RESIZE_CHUNK = 512  # images resized at once: bounds the float32 copy to about 25 MB at 64 pixels
+RESIZE_CHUNK = 512  # images copied at once: bounds the float32 copy to about 25 MB at 64 pixels
 
 
 class ArrayImages:
@@ -65,8 +65,10 @@ class ArrayImages:
 
     def fingerprint(self) -> str:
         """SHA-256 of shape and pixels, in row order."""
-        chosen = np.ascontiguousarray(self._pixels[self._rows])
-        return hashlib.sha256(repr(chosen.shape).encode() + chosen.tobytes()).hexdigest()
+        digest = hashlib.sha256(repr((len(self._rows), *self._pixels.shape[1:])).encode())
+        for start in range(0, len(self._rows), RESIZE_CHUNK):  # a copy of all of them could fill the memory
+            digest.update(np.ascontiguousarray(self._pixels[self._rows[start : start + RESIZE_CHUNK]]))
+        return digest.hexdigest()
 
 
 def _resize(pixels: np.ndarray, size: int) -> np.ndarray:

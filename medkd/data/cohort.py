@@ -202,6 +202,12 @@ class Cohort:
             digest.update(name.encode() + self.images[name].fingerprint().encode())
         return digest.hexdigest()[:16]
 
+    @cached_property
+    def shown(self) -> str:
+        """Sixteen hex digits of what notebooks may show: the fingerprint, and the other columns of the table."""
+        text = self.table.to_csv(index=False)
+        return hashlib.sha256(f"{self.fingerprint}\n{text}".encode()).hexdigest()[:16]
+
     def _check_survival(self) -> None:
         for column, expected in zip(
             SURVIVAL_COLUMNS, ("finite and above 0", "1 (observed) or 0 (censored)"), strict=True

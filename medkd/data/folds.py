@@ -61,7 +61,7 @@ def split_rows(
     if empty:
         raise ParameterError(
             f"fold {fold} of {n_folds} leaves no rows for {' and '.join(empty)}: {cohort.name} has "
-            f"{len(cohort)} samples of {len(set(cohort.groups))} {cohort.group}s; lower n_folds or raise val_fraction"
+            f"{len(cohort)} samples of {len(set(cohort.groups))} {cohort.group}s; lower n_folds"
         )
     return split
 
@@ -121,7 +121,7 @@ def _validation(cohort: Cohort, rest: np.ndarray, fold: int, seed: int, val_frac
     if n_parts > n_groups:
         raise ParameterError(
             f"val_fraction = {val_fraction} asks for one of {n_parts} parts, but outside the test part of fold {fold} "
-            f"there are only {n_groups} {cohort.group}s; raise val_fraction or n_folds"
+            f"there are only {n_groups} {cohort.group}s; raise n_folds"
         )
     return rest[_part(cohort, rest, 0, n_parts, np.random.default_rng([seed, 1, fold]))]
 
@@ -141,8 +141,7 @@ def _part(cohort: Cohort, rows: np.ndarray, part: int, n_parts: int, rng: np.ran
             return next(itertools.islice(parts, part, None))[1].astype(np.int64)
         except ValueError as error:  # every class is smaller than n_parts
             raise ParameterError(
-                f"{cohort.name} cannot be divided into {n_parts} parts: every class has fewer samples; "
-                "lower n_folds or raise val_fraction"
+                f"{cohort.name} cannot be divided into {n_parts} parts: every class has fewer samples; lower n_folds"
             ) from error
 
 

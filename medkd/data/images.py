@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import os
-import re
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from medkd import paths as places
-from medkd.data.array_cache import made_array, new_pixels
+from medkd.data.array_cache import made_array, new_pixels, remembered_hashes
 from medkd.data.file_store import FileStore
 from medkd.errors import DataError, ParameterError, first_few
 from medkd.files import write_json
@@ -32,8 +32,7 @@ Box = tuple[int, int, int, int]
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "JPEG2000", "PPM")
 """What Pillow may take a file for, whatever its name: others are no rasters, or make it start a program (EPS)."""
 DECODER = "2"
-"""Version of the decoding below, part of every cache's key."""
-HASH = re.compile("[0-9a-f]{64}")
+"""Version of the decoding below, part of every key: of pixels, features and runs."""
 
 
 class FileImages:
@@ -145,7 +144,7 @@ class FileImages:
 
     def fingerprint(self) -> str:
         """SHA-256 over relative path and content of every row's file, the same wherever the folder lies."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256() if DECODER == "2" else hashlib.sha256(DECODER.encode())  # "2" came before it counted
         for row, content in zip(self._rows, self.content_hashes(), strict=True):
             digest.update(f"{self._files.label(row)}\t{content}\n".encode())
         return digest.hexdigest()
@@ -188,7 +187,7 @@ class _Files:
         self._refuse(failed)
         listing = json.dumps([(name, *stamp) for name, stamp in zip(self.names, stamps, strict=True)])
         memo = self.cache / f"{hashlib.sha256(listing.encode()).hexdigest()[:20]}.sha256.json"
-        if (known := _remembered(memo, len(self.names))) is not None:
+        if (known := remembered_hashes(memo, len(self.names))) is not None:
             return known
         hashes, failed = self.each(lambda name: hashlib.sha256(self.store.read(name)).hexdigest(), "check images")
         self._refuse(failed)
@@ -208,10 +207,22 @@ class _Files:
         shape = (len(self.file_of), size, size, 3)
         pixels = new_pixels(part, shape, what="the decoded images", remedy="lower image_size")
         boxes = dict(zip(self.names, self.crops or [(None,)] * len(self.names), strict=True))
-        failed = self.each(
-            lambda name: decode(self.store.read(name), size, boxes[name]), f"decode images at {size} px", into=pixels
-        )[1]
+        hashes = dict(zip(self.names, self.hashes, strict=True))
+
+        def pixels_of(name: str) -> np.ndarray:
+            content = self.store.read(name)
+            if hashlib.sha256(content).hexdigest() != hashes[name]:  # the array would lie under the older content's key
+                raise OSError("it changed since it was first read; run the command again once it is whole")
+            return decode(content, size, boxes[name])
+
+        failed = self.each(pixels_of, f"decode images at {size} px", into=pixels)[1]
         self._refuse(failed)
+        if 0 < (brightest := pixels.max()) < 16:
+            warnings.warn(
+                f"no pixel of {len(pixels):,} images under {self.store.root} is brighter than {brightest} of 255, as "
+                "if 12-bit values lay in 16-bit files; scale them to 16 bits",
+                stacklevel=2,
+            )
         pixels.flush()
 
     def each(
@@ -258,16 +269,6 @@ class _Files:
             )
 
 
-def _remembered(memo: Path, n: int) -> list[str] | None:
-    """The n hashes that a file holds; None if it is missing or damaged."""
-    try:
-        hashes = json.loads(memo.read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    whole = isinstance(hashes, list) and len(hashes) == n
-    return hashes if whole and all(isinstance(text, str) and HASH.fullmatch(text) for text in hashes) else None
-
-
 def decode(content: bytes, size: int, boxes: Sequence[Box | None] = (None,)) -> np.ndarray:
     """Boxes of an encoded image (None: all of it) as uint8 RGB squares, shape (n_boxes, size, size, 3)."""
     if not content:
@@ -283,6 +284,8 @@ def _as_rgb(image: Image.Image) -> Image.Image:
         deep = np.asarray(image)
         if deep.min() < 0 or deep.max() > 65535:
             raise ValueError(f"its pixels are {deep.min()} to {deep.max()}, outside 0 to 65535; save it with 16 bits")
+        if 0 < deep.max() < 256:
+            raise ValueError(f"its pixels reach {deep.max()} of 65535 and would all be black; save it with 8 bits")
         return Image.fromarray((deep.astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown scale; save it with 8 or 16 bits")

@@ -227,6 +227,8 @@ def problem_of(schema: OwnSchema) -> str:
         return "chain vector needs numbers, flags or categories"
     if schema.chain == "rare" and not (schema.image and 1 < n_rare < len(schema.classes)):
         return "chain rare needs an image, two or more rare_classes, and common ones"
+    if schema.chain == "rare" and schema.second_image:
+        return "chain rare takes one image; leave second_image empty"
     return ""
 
 

@@ -121,10 +121,10 @@ def _by_patient(table: pd.DataFrame, file: str) -> pd.DataFrame:
 def _numbers(table: pd.DataFrame, file: str) -> pd.DataFrame:
     """The table as numbers, NaN where it is empty."""
     numbers = table.apply(pd.to_numeric, errors="coerce")
-    wrong = (numbers.isna() & table.notna()).any()
-    if wrong.any():
+    text, infinite = (numbers.isna() & table.notna()).any(), np.isinf(numbers).any()
+    if (wrong := text if text.any() else infinite).any():
         raise DataError(
-            f"{file} has text in the column(s) {first_few(list(table.columns[wrong]))}, where numbers are expected; "
-            "copy it again from the publisher"
+            f"{file} has {'text' if text.any() else 'infinite values'} in the column(s) "
+            f"{first_few(list(table.columns[wrong]))}, where numbers are expected; copy it again from the publisher"
         )
     return numbers

@@ -58,7 +58,7 @@ def weights_file(name: str, weights: str | Path) -> Path:
     """
     if str(weights) == IMAGENET:
         return _packaged_file(plain_name(name))
-    path = Path(weights)
+    path = Path(weights).expanduser()
     if not path.is_file():
         raise DataError(f'weights="{path}" is not a file; give a state dict of "{name}", or "" to start afresh')
     return path

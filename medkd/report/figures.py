@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -12,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from medkd.errors import DataError
-from medkd.report.style import COLUMN_WIDTH, FONT_POINTS, METHOD_COLOURS, PAGE_WIDTH, PALETTE
+from medkd.report.style import COLUMN_WIDTH, FONT_POINTS, PAGE_WIDTH, PALETTE, class_styles
 
 
 def heatmap(values: np.ndarray, row_names: Sequence[str], column_names: Sequence[str], ax: Axes) -> Axes:
@@ -28,7 +29,7 @@ def image_grid(images: np.ndarray, *, n_columns: int, titles: Sequence[str] | No
     Args:
         images: shape (n, h, w, 3), uint8, n >= 1.
         n_columns: images per row, >= 1.
-        titles: one per image, above it.
+        titles: one per image, above it; long ones are wrapped.
 
     Raises:
         DataError: if the images are not RGB bytes, or the number of titles differs.
@@ -40,7 +41,11 @@ def image_grid(images: np.ndarray, *, n_columns: int, titles: Sequence[str] | No
         raise DataError(f"image_grid needs a title for each of {len(images)} images; got {len(titles)}")
     n_rows = -(-len(images) // n_columns)
     width = COLUMN_WIDTH if n_columns <= 4 else PAGE_WIDTH
-    cell = width / n_columns * images.shape[1] / images.shape[2] + (0.18 if titles is not None and any(titles) else 0)
+    cell = width / n_columns * images.shape[1] / images.shape[2]
+    if titles is not None and any(titles):
+        room = max(6, int(width / n_columns * 72 / (0.55 * (FONT_POINTS - 1))))  # letters above an image
+        titles = ["\n".join(textwrap.fill(line, room) for line in title.split("\n")) for title in titles]
+        cell += 0.18 + 0.13 * max(title.count("\n") for title in titles)
     fig, axes = plt.subplots(n_rows, n_columns, figsize=(width, cell * n_rows), squeeze=False, layout="constrained")
     fig.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     for place, ax in enumerate(axes.flat):
@@ -88,16 +93,21 @@ def class_counts(summary: pd.DataFrame, ax: Axes) -> Axes:
     return ax
 
 
-def histogram_by_group(values: np.ndarray, groups: np.ndarray, ax: Axes) -> Axes:
-    """Outlined densities of the values of each group, on shared bins, groups in order of first appearance.
+def histogram_by_group(values: np.ndarray, groups: np.ndarray, ax: Axes, order: Sequence[str] = ()) -> Axes:
+    """Outlined densities of the values of each group, on shared bins; the legend is the caller's.
 
-    `values` are finite, shape (n,); `groups` holds the name of each value's group, shape (n,).
+    Args:
+        values: finite, shape (n,).
+        groups: name of each value's group, shape (n,).
+        ax: where.
+        order: of all groups that may be there, which gives them their lines; by default that of first appearance.
     """
     values, groups = np.asarray(values, dtype=float), np.asarray(groups)
-    names = pd.unique(groups)
-    colours = {name: METHOD_COLOURS.get(name, PALETTE[number % len(PALETTE)]) for number, name in enumerate(names)}
-    outlined = {"element": "step", "fill": False, "linewidth": 1.2}
-    sns.histplot(x=values, hue=groups, palette=colours, bins=30, stat="density", common_norm=False, ax=ax, **outlined)
+    names = [name for name in order if (groups == name).any()] or list(pd.unique(groups))
+    edges = np.histogram_bin_edges(values, bins=30)
+    for name, style in class_styles(names).items():
+        heights = np.histogram(values[groups == name], bins=edges, density=True)[0]
+        ax.plot(edges, [*heights, heights[-1]], drawstyle="steps-post", label=name, **style)
     ax.set(ylabel="density", ylim=(0, None))
     return ax
 

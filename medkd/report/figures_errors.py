@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib as mpl
@@ -30,7 +29,7 @@ OPACITY = 0.55
 COLOURS = mpl.colormaps["viridis"]
 EMPTY = "map is 0"
 """Told of a map that is 0 everywhere: no part of the image raises the score."""
-N_VIEWS, N_CHARACTERS = 6, 132  # pictures a line of the figure, and letters of the titles above them
+N_VIEWS = 6  # pictures a line of the figure
 
 
 def error_pages(
@@ -70,7 +69,7 @@ def error_pages(
     cells = [divmod(int(place), len(counts)) for place in order if counts.flat[place]]
     title = f"{cohort.label_text}: errors of {', '.join(filter(None, [method, setting]))}"
     if not cells or not cohort.images:
-        fig, ax = figure()
+        fig, ax = figure(wide=True)
         ax.text(0.5, 0.5, "the cohort has no images" if cells else "no errors", ha="center")
         ax.axis("off")
     else:
@@ -147,10 +146,7 @@ def _grid(judged: Judged, groups: Sequence[pd.DataFrame], shown: list[list[tuple
             tiles += [(image, told), *others, *[blank] * (n_views - 1 - len(others))]
         tiles += [blank] * (-len(tiles) % n_columns)
     images, titles = zip(*tiles, strict=True)
-    width = N_CHARACTERS // max(n_columns, 5)
-    titles = ["\n".join(textwrap.fill(line, width) for line in title.split("\n")) for title in titles]
     fig = image_grid(np.stack(images), n_columns=n_columns, titles=titles)
     width, height = fig.get_size_inches()
-    n_lines = max(title.count("\n") for title in titles)
-    fig.set_size_inches(width, height + 0.3 + 0.12 * n_lines * len(images) / n_columns)
+    fig.set_size_inches(width, height + 0.3)  # for the title
     return fig

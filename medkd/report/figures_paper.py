@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -18,7 +17,7 @@ from matplotlib.figure import Figure
 from medkd.errors import DataError, ParameterError
 from medkd.evaluation.words import metric_words
 from medkd.report import figures_results as results
-from medkd.report.style import COLUMN_WIDTH, FONT_POINTS, PAGE_WIDTH, figure, use_style
+from medkd.report.style import COLUMN_WIDTH, FONT_POINTS, PAGE_WIDTH, class_styles, figure, use_style, with_legend
 
 TEXT_COLUMNS = (
     *("method", "minus", "setting", "level", "metric", "class", "true", "predicted", "group", "state", "modality"),
@@ -67,18 +66,18 @@ def _learning_curves(table: pd.DataFrame) -> Figure:
     fig, axes = _grid(len(columns), ratio=0.75, share=False)
     for ax, column in zip(axes, columns, strict=True):
         results.method_curves(table, column, ax)
-    return _with_legend(fig, axes)
+    return with_legend(fig, axes)
 
 
 def _class_curves(table: pd.DataFrame, area: str) -> Figure:
     """Columns method, class, x, y and the area, see `medkd.evaluation.curves`; a panel per method."""
-    styles = results.class_styles(list(pd.unique(table["class"])))
+    styles = class_styles(list(pd.unique(table["class"])))
 
     def panel(rows: pd.DataFrame, ax: Axes) -> None:
         results.class_curves(rows, area, styles, ax)
 
     fig, axes = _by_method(table, panel, ratio=1.05, numbers=True)
-    return _with_legend(fig, axes)
+    return with_legend(fig, axes)
 
 
 def _confusion(table: pd.DataFrame) -> Figure:
@@ -102,12 +101,13 @@ def _calibration(table: pd.DataFrame) -> Figure:
 
 def _kaplan_meier(table: pd.DataFrame) -> Figure:
     """Columns method, group, months, survival, low, high, at_risk, p_value (log-rank); a panel per method."""
+    groups = list(pd.unique(table["group"]))
 
     def panel(rows: pd.DataFrame, ax: Axes) -> None:
-        results.kaplan_meier(rows, ax, legend=False)
+        results.kaplan_meier(rows, ax, groups=groups, legend=False)
 
     fig, axes = _by_method(table, panel, ratio=0.95, numbers=True)
-    return _with_legend(fig, axes)
+    return with_legend(fig, axes)
 
 
 def _umap(table: pd.DataFrame) -> Figure:
@@ -162,7 +162,7 @@ def _embedding(table: pd.DataFrame, scatter: Callable[[pd.DataFrame, Axes], obje
     # methods that were fitted alone have no plane in common
     fig, axes = _by_method(table, panel, ratio=1.25, share=bool(table["reference"].iloc[0]), outer=False)
     if not note:
-        return _with_legend(fig, axes)
+        return with_legend(fig, axes)
     fig.set_figheight(fig.get_figheight() + 0.2)
     fig.suptitle(note, fontsize=FONT_POINTS - 1)
     return fig
@@ -177,7 +177,7 @@ def _gkm_weights(table: pd.DataFrame) -> Figure:
         return fig
     draw = partial(results.weights_over_time, columns=columns, legend=False)
     fig, axes = _by_method(table, lambda rows, ax: draw(rows, ax=ax), ratio=0.75)
-    return _with_legend(fig, axes)
+    return with_legend(fig, axes)
 
 
 def _singular_values(table: pd.DataFrame) -> Figure:
@@ -268,17 +268,3 @@ def _grid(n: int, *, ratio: float, share: bool) -> tuple[Figure, list[Axes]]:
 
 def _columns(n: int) -> int:
     return 4 if n in (4, 7, 8) or n > 9 else min(n, 3)
-
-
-def _with_legend(fig: Figure, axes: Sequence[Axes]) -> Figure:
-    """One legend above all panels, whose height the figure gains."""
-    handles: dict[str, object] = {}
-    for ax in axes:
-        for handle, name in zip(*ax.get_legend_handles_labels(), strict=True):
-            handles.setdefault(name, handle)
-    letters = 18 * fig.get_figwidth()  # of the legend's size, in a line of the figure
-    n_columns = max(1, min(len(handles), int(letters // (max(map(len, handles)) + 7))))
-    n_rows = int(np.ceil(len(handles) / n_columns))
-    fig.set_figheight(fig.get_figheight() + 0.15 * n_rows + 0.1)
-    fig.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=n_columns, markerscale=1.5)
-    return fig

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from medkd.report.figures import heatmap, histogram_by_group
-from medkd.report.style import figure, method_colour, panels
+from medkd.report.style import figure, method_colour, panels, with_legend
 
 
 def by_shots(table: pd.DataFrame, ax: Axes, *, grey: str = "") -> Axes:
@@ -52,6 +52,6 @@ def pseudo_labels(by_class: pd.DataFrame, confidence: np.ndarray, classes: np.nd
     fig, (left, right) = figure(wide=True, n_columns=2)
     heatmap(by_class.to_numpy(), by_class.index, by_class.columns, left)
     left.set(xlabel="rare class of the pseudo-label", ylabel="common class")
-    histogram_by_group(confidence, classes, right)
+    histogram_by_group(confidence, classes, right, list(by_class.index))
     right.set_xlabel("confidence of the pseudo-label")
-    return fig
+    return with_legend(fig, [right])

@@ -12,30 +12,12 @@ from matplotlib.axes import Axes
 from medkd.errors import DataError, ParameterError
 from medkd.evaluation.words import metric_words
 from medkd.report.figures import annotated
-from medkd.report.style import FONT_POINTS, METHOD_COLOURS, PALETTE, method_colour, own_colour
+from medkd.report.style import FONT_POINTS, METHOD_COLOURS, PALETTE, line_styles, method_colour, own_colour
 
 MARKERS = "os^D"  # once round the palette, classes go on with the next marker
 ROOMY = 5  # classes of a confusion matrix; more leave no room for numbers in its cells, which are in the CSV
 FEW = 5  # methods whose bands can be told apart in one panel
 LINE = 48  # letters of a method's name beside a figure
-DASHES = ("-", "--", ":", "-.")  # and lines that share a colour with the next dash
-
-
-def line_styles(colours: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """Colour and dash of each name's line, for `ax.plot`: its colour and the first dash that is left of it.
-
-    Where none is left another colour is taken; only the 29th name looks like one before it.
-    """
-    styles: dict[str, dict[str, str]] = {}
-    for name, colour in colours.items():
-        mine = [{"color": each, "linestyle": dash} for each in (colour, *PALETTE) for dash in DASHES]
-        styles[name] = next((style for style in mine if style not in styles.values()), mine[0])
-    return styles
-
-
-def class_styles(classes: Sequence[str]) -> dict[str, dict[str, str]]:
-    """`line_styles` of classes, coloured by the palette in their order."""
-    return line_styles({name: PALETTE[number % len(PALETTE)] for number, name in enumerate(classes)})
 
 
 def learning_curves(
@@ -70,6 +52,21 @@ def method_curves(history: pd.DataFrame, column: str, ax: Axes) -> Axes:
         _mean_and_band(runs, column, ax, band=len(names) <= FEW, label=str(method), **styles[str(method)])
     ax.set_ylabel(metric_words(column))
     return ax
+
+
+def over_parts(history: pd.DataFrame, over: str = "folds") -> str:
+    """End of a caption that says what lines and bands of `method_curves` are; "" where each method has one run.
+
+    Args:
+        history: columns method and epoch.
+        over: what the runs of a method differ in.
+    """
+    if not history.duplicated(["method", "epoch"]).any():
+        return ""
+    n_methods = history["method"].nunique()
+    return f"; mean over {over}, " + (
+        "band of one SD" if n_methods <= FEW else f"no bands of SD for {n_methods} methods"
+    )
 
 
 def weights_over_time(history: pd.DataFrame, columns: Sequence[str], ax: Axes, *, legend: bool = True) -> Axes:
@@ -203,22 +200,24 @@ def calibration(table: pd.DataFrame, ax: Axes) -> Axes:
     return ax
 
 
-def kaplan_meier(table: pd.DataFrame, ax: Axes, *, legend: bool = True) -> Axes:
+def kaplan_meier(table: pd.DataFrame, ax: Axes, *, groups: Sequence[str] = (), legend: bool = True) -> Axes:
     """Survival curves with their 95% bands, one colour a risk group; the log-rank p where the table has it.
 
     Args:
         table: of `medkd.evaluation.survival.kaplan_meier_table`: columns group, months, survival, low, high, at_risk;
             the first row of a group is month 0, where at_risk is its size; and p_value, the same in all rows.
         ax: where.
+        groups: all that panels beside may have, in the order of the palette; by default those of the table.
         legend: name the groups, with their sizes, in the axes.
     """
-    for number, (group, curve) in enumerate(table.groupby("group", sort=False)):
-        colour = PALETTE[number % len(PALETTE)]
+    order = list(groups) or list(pd.unique(table["group"]))
+    for group, curve in table.groupby("group", sort=False):
+        colour = PALETTE[order.index(group) % len(PALETTE)]
         name = f"{group} (n = {curve['at_risk'].iloc[0]:.0f})" if legend else str(group)
         ax.step(curve["months"], curve["survival"], where="post", color=colour, label=name)
         band = {"step": "post", "color": colour, "alpha": 0.15, "linewidth": 0}
         ax.fill_between(curve["months"], curve["low"], curve["high"], **band)
-    if "p_value" in table:
+    if "p_value" in table and not table["p_value"].isna().any():  # of one group there is none
         p_value = table["p_value"].iloc[0]
         _above("log-rank p < 0.001" if p_value < 0.001 else f"log-rank p = {p_value:.3f}", ax)
     ax.set(xlabel="months", ylabel="survival", ylim=(0, 1.02))

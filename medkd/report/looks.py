@@ -143,7 +143,7 @@ def confusion_or_survival(
         from medkd.evaluation.curves import confusion_table
 
         return "confusion", confusion_table(predictions, classes), "confusion, rows sum to 1,"
-    shows = "survival by third of predicted risk (95% bands; p: log-rank test)"
+    shows = "survival of patients, each once, by third of predicted risk (95% bands; p: log-rank test),"
     return "kaplan-meier", risk_curves_by_method(predictions), shows
 
 

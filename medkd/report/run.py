@@ -81,7 +81,7 @@ def _run(
     failure: NotebookFailure | None = None
     for number, entry in enumerate(entries, start=1):
         label = f"[{number}/{len(entries)}] {entry.name}"
-        key = entry_key(entry, cohorts[entry.dataset].fingerprint)
+        key = entry_key(entry, cohorts[entry.dataset].shown)
         state = read_state(folder, entry)
         if state.get("key") == key and state.get("state") == "finished":
             say(f"{label}: up to date")

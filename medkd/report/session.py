@@ -9,9 +9,10 @@ from medkd.data.cohort import Cohort
 from medkd.paths import reports_dir
 from medkd.report.artifacts import Artifacts
 from medkd.report.index import forget
+from medkd.report.plan import CHAINS
 from medkd.report.status import follow_trainings
 from medkd.report.style import use_style
-from medkd.stages.context import cohort_for
+from medkd.stages.context import check_chain, cohort_for
 from medkd.stages.params import StageParams
 
 
@@ -20,11 +21,13 @@ def begin(params: StageParams) -> tuple[Cohort, Artifacts]:
 
     Raises:
         DataError: the cohort cannot be read, see `medkd.data.registry.load_cohort`.
+        ParameterError: it belongs to another chain than the notebook.
     """
     import torch
 
     use_style()
     follow_trainings()
+    check_chain(params, *(name for name, stages in CHAINS.items() if params.stage in stages))
     cohort = cohort_for(params)
     folder, stage = reports_dir() / params.report, f"{params.stage}.{params.dataset}"
     forget(folder, stage)

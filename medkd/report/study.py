@@ -19,7 +19,7 @@ from medkd.files import write_json
 from medkd.paths import reports_dir, runs_dir
 from medkd.report.artifacts import Artifacts
 from medkd.report.claims import tell_claims
-from medkd.report.figures_results import FEW
+from medkd.report.figures_results import over_parts
 from medkd.report.index import forget, read_index
 from medkd.report.looks import class_figures, confusion_or_survival, risk_curves_by_method
 from medkd.report.page import build_page, versions
@@ -167,9 +167,8 @@ def _draw_training(evaluated: list[Evaluated], cohort: Cohort, out: Artifacts) -
     for stage, tables in histories.items():
         table = pd.concat(tables, ignore_index=True)
         shown = ["loss", *[name for name in table if name.startswith(("val_", "knn"))][:2]]
-        n_methods = table["method"].nunique()
-        caption = f"{cohort.title}: {STAGE_NAMES.get(stage, stage)}, mean over folds, tasks and seeds"
-        caption += ", band of one SD." if n_methods <= FEW else f" (no bands of SD for {n_methods} methods)."
+        parts = over_parts(table, "folds, tasks and seeds")
+        caption = f"{cohort.title}: {STAGE_NAMES.get(stage, stage)}{parts}."
         curve = table[["method", "part", "epoch", *shown]]
         out.drawn("learning curves", curve, f"learning_{stage}", caption)
     if weights:

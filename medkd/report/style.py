@@ -1,8 +1,9 @@
-"""One look for all figures: paper widths, fonts, a colour-blind-safe palette, one colour per method, empty figures."""
+"""One look for all figures: widths, fonts, a colour-blind-safe palette, a colour per method, legends, empty figures."""
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -57,6 +58,40 @@ def use_style() -> None:
             "text.parse_math": False,  # a class may be called "$x_$"
         }
     )
+
+
+DASHES = ("-", "--", ":", "-.")
+
+
+def line_styles(colours: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Colour and dash of each name's line, for `ax.plot`: its colour and the first dash that is left of it.
+
+    Where none is left another colour is taken; only the 29th name looks like one before it.
+    """
+    styles: dict[str, dict[str, str]] = {}
+    for name, colour in colours.items():
+        mine = [{"color": each, "linestyle": dash} for each in (colour, *PALETTE) for dash in DASHES]
+        styles[name] = next((style for style in mine if style not in styles.values()), mine[0])
+    return styles
+
+
+def class_styles(classes: Sequence[str]) -> dict[str, dict[str, str]]:
+    """`line_styles` of classes, coloured by the palette in their order."""
+    return line_styles({name: PALETTE[number % len(PALETTE)] for number, name in enumerate(classes)})
+
+
+def with_legend(fig: Figure, axes: Sequence[Axes], loc: str = "outside upper center") -> Figure:
+    """One legend outside all panels, in as many columns as fit, whose height the figure gains."""
+    handles: dict[str, Any] = {}
+    for ax in axes:
+        for handle, name in zip(*ax.get_legend_handles_labels(), strict=True):
+            handles.setdefault(name, handle)
+    letters = 18 * fig.get_figwidth()  # of the legend's size, in a line of the figure
+    n_columns = max(1, min(len(handles), int(letters // (max(map(len, handles)) + 7))))
+    n_rows = -(-len(handles) // n_columns)
+    fig.set_figheight(fig.get_figheight() + 0.15 * n_rows + 0.1)
+    fig.legend(handles.values(), handles.keys(), loc=loc, ncols=n_columns, markerscale=1.5)
+    return fig
 
 
 def figure(*, wide: bool = False, n_columns: int = 1, n_rows: int = 0) -> tuple[Figure, Any]:

@@ -27,7 +27,7 @@ from medkd.stages.evaluation_rare import LABELLED_METHODS, URL_METHODS
 from medkd.stages.networks import trained_network
 from medkd.stages.paired import split_of, tensor_rows, width_of
 from medkd.stages.pseudo_labelling import classify, drawn_task, rows_by_id, url_features
-from medkd.stages.rare import build_encoder, trained_encoder
+from medkd.stages.rare import build_encoder, only_image, trained_encoder
 from medkd.stages.rare_baselines import baseline_network
 from medkd.stages.self_distillation import METHODS
 from medkd.stages.store import Run
@@ -216,7 +216,7 @@ class ActivationMaps:
                 network = _under_regression(
                     evaluation_rare.with_plain_supports(labelling), network.encoder, features, drawn
                 )
-        (name,) = cohort.images
+        name = only_image(cohort)
         query = rows_by_id(cohort, drawn.query_ids, f"task {drawn.name}")
         return Explained(network.eval(), [self._image(context, name)], {0: name}, "logits", cohort, query)
 

@@ -29,19 +29,28 @@ class Context:
         Raises:
             ParameterError: the cohort belongs to another chain.
         """
-        if chains and chain_of(params.dataset, params.root) not in chains:
-            needs = {
-                "teacher-student": "a cohort with two modalities",
-                "rare": "a cohort with common and rare classes",
-            }[chains[0]]
-            raise ParameterError(
-                f'{params.stage} needs {needs}; dataset = "{params.dataset}" is none. '
-                "`medkd data list` shows which cohorts serve which chain"
-            )
+        check_chain(params, *chains)
         device = pick_device(params.device)
         if device.type == "cpu":
             keep_freed_memory()
         return cls(params, cohort_for(params), device)
+
+
+def check_chain(params: StageParams, *chains: str) -> None:
+    """Whether the cohort belongs to one of the chains that the stage serves; none: any will do.
+
+    Raises:
+        ParameterError: it does not.
+    """
+    if chains and chain_of(params.dataset, params.root) not in chains:
+        needs = {
+            "teacher-student": "a cohort with two modalities",
+            "rare": "a cohort with common and rare classes",
+        }[chains[0]]
+        raise ParameterError(
+            f'{params.stage} needs {needs}; dataset = "{params.dataset}" is none. '
+            "`medkd data list` shows which cohorts serve which chain"
+        )
 
 
 def cohort_for(params: StageParams) -> Cohort:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -25,8 +25,8 @@ from medkd.training.baselines import BASELINES
 from medkd.training.distillation import DistillationStep, warn_about_small_classes
 from medkd.training.recipe import GMCD_TERMS, METHODS, Recipe
 
-VERSIONS = {"gmcd": 4, "crd": 4}
-"""Of methods whose results changed when the others' did not; those have 2."""
+VERSIONS = {"gmcd": 5, "crd": 5}
+"""Of methods whose results changed when the others' did not; those have 3."""
 N_ANCHORS, N_SHOWN = 2, 4  # anchors a class and candidates at each end, in the picture of DSCD's positives
 
 METHOD_FIELDS = {name: {"n_negatives"} if name == "crd" else set() for name in ("ce", *BASELINES)} | {
@@ -86,6 +86,21 @@ class DistillationParams(OptimiserParams):
         json_schema_extra={"unkeyed": True},
     )
 
+    @classmethod
+    def checked(cls, values: Mapping[str, Any]) -> Self:
+        """As `StageParams.checked`; what GMCD, or the teacher of an ablation, cannot do is refused too."""
+        params = super().checked(values)
+        if params.ablations or "gmcd" in params.methods:
+            params.recipe("gmcd")
+        for name in params.ablations:
+            _ablated(params, name).of("teacher")
+        return params
+
+    def recipe(self, method: str) -> Recipe:
+        """What a student learns from by this method."""
+        names = [field.name for field in dataclasses.fields(Recipe) if field.name != "method"]
+        return Recipe(method=method, **{name: getattr(self, name) for name in names})
+
 
 def train_students(params: DistillationParams) -> dict[tuple[str, int], Run]:
     """The finished students by (method or ablation, fold); teachers they need are loaded or trained first."""
@@ -113,7 +128,7 @@ def student_run(context: Context, method: str, fold: int) -> Run:
     title = f"student {METHOD_NAMES[method]}, fold {fold}"
     unit = Unit(
         params.stage,
-        VERSIONS.get(name, 2),
+        VERSIONS.get(name, 3),
         config | {"method": name, "fold": fold},
         context.cohort.fingerprint,
         upstream,
@@ -166,7 +181,6 @@ def _train(
     train, validation = tensor_rows(split.train), tensor_rows(split.val)
     student = build_network(context, "main", "student", fold)  # the same start for every method: paired comparison
     groups = torch.from_numpy(cohort.labels) if params.task == "classification" else None
-    fields = [field.name for field in dataclasses.fields(Recipe) if field.name != "method"]
     step = DistillationStep(
         student,
         trained_network(taught_in, upstream[0], "both") if upstream else None,
@@ -175,7 +189,7 @@ def _train(
         groups,
         train,
         validation,
-        recipe=Recipe(method=method, **{name: getattr(params, name) for name in fields}),
+        recipe=params.recipe(method),
         generator=generator_for(params.seed, "contrast", fold),
         device=device,
         precision=params.precision,

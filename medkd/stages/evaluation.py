@@ -14,7 +14,7 @@ from medkd.data.cohort import Cohort
 from medkd.data.registry import chain_of
 from medkd.evaluation.comparison import differences, single_modality_pairs, summarise
 from medkd.evaluation.embedding import embed_together, quality, umap_embedding
-from medkd.files import write_table
+from medkd.files import key_of, write_table
 from medkd.stages import evaluation_paired, evaluation_rare
 from medkd.stages.context import Context
 from medkd.stages.distillation import DistillationParams
@@ -67,6 +67,8 @@ def evaluate(params: EvaluationParams) -> Run:
     sources = chain.sources_of(params)
     compared = [list(source[1:4]) for source in sources]  # one run may stand under two names: a student with two heads
     config = {"n_resamples": params.n_resamples, "seed": params.seed, "compared": compared}
+    if site := _site_column(context.cohort):  # of the embedding; the cohort's fingerprint does not hold it
+        config["site"] = key_of([site, *context.cohort.table[site].fillna("unknown").astype(str)])
     unit = Unit(params.stage, VERSION, config, context.cohort.fingerprint, [run for run, *_ in sources], "evaluation")
     return load_or_make(unit, lambda folder: _evaluate(context, sources, chain, folder))
 
@@ -136,12 +138,16 @@ def embed(
     return pd.concat(tables, ignore_index=True), pd.DataFrame(numbers)
 
 
+def _site_column(cohort: Cohort) -> str:
+    """The column that says where on the body, or in which hospital, an image was made; "" if there is none."""
+    return next((column for column in SITE_COLUMNS if column in cohort.table), "")
+
+
 def _labels_of(cohort: Cohort, rows: np.ndarray) -> pd.DataFrame:
     """Names and class of the rows, and what a network may have learned instead: the site, else the patient."""
     table = cohort.table.iloc[rows].reset_index(drop=True)
     shown = table[["id", "class", "label", "patient"]]
-    site = next((column for column in SITE_COLUMNS if column in table), "")
-    if site:
+    if site := _site_column(cohort):
         return shown.assign(shortcut=table[site].fillna("unknown").astype(str), shortcut_kind=site)
     if len(cohort) >= 2 * cohort.table["patient"].nunique():
         return shown.assign(shortcut=table["patient"], shortcut_kind=cohort.group)

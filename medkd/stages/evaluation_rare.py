@@ -16,9 +16,17 @@ from medkd.evaluation.pseudo_labels import label_with_centroids
 from medkd.stages.context import Context
 from medkd.stages.moco_url import MocoParams, pretrain
 from medkd.stages.paired import prediction_table
-from medkd.stages.pseudo_labelling import classify, drawn_task, label_run, rows_by_id, support_of, url_features
+from medkd.stages.pseudo_labelling import (
+    classify,
+    drawn_task,
+    label_run,
+    refuse_tasks,
+    rows_by_id,
+    support_of,
+    url_features,
+)
 from medkd.stages.rare import trained_encoder
-from medkd.stages.rare_baselines import oracle_runs, representation, scratch_run
+from medkd.stages.rare_baselines import oracle_runs, refuse_methods, representation, scratch_run
 from medkd.stages.self_distillation import METHODS, STUDENTS, SelfDistillationParams, student_run
 from medkd.stages.store import Run
 
@@ -57,6 +65,8 @@ def sources_of(params: EvaluationParams) -> list[Source]:
     students = params.of("self_distillation")
     context, labelling = Context.of(students, "rare"), Context.of(students.of("pseudo_labels"), "rare")
     baselines = Context.of(students.baseline_params(), "rare")
+    refuse_tasks(labelling)
+    refuse_methods(baselines, students.methods)
     url = pretrain(students.of("moco"))
     sources: list[Source] = [(url, REFERENCE, 0, 0)]
     for name in METHODS:  # in the table's order, whatever the order of `methods`

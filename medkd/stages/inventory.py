@@ -157,16 +157,23 @@ def _is_locked(folder: Path) -> bool:
 
 def _side_by_side(runs: Sequence[Run], values: Sequence[Any], *, only_different: bool) -> pd.DataFrame:
     names = list(dict.fromkeys(name for each in values for name in each))
+    if only_different:  # by value: rounded they may look alike
+        names = [name for name in names if len({json.dumps(each.get(name), sort_keys=True) for each in values}) > 1]
     rows = [
-        {"name": name} | {run.key: _told(each.get(name)) for run, each in zip(runs, values, strict=True)}
+        {"name": name}
+        | {run.key: _told(each.get(name), exact=only_different) for run, each in zip(runs, values, strict=True)}
         for name in names
     ]
-    if only_different:
-        rows = [row for row in rows if len({value for name, value in row.items() if name != "name"}) > 1]
     return pd.DataFrame(rows, columns=["name", *(run.key for run in runs)])
 
 
-def _told(value: Any) -> str:
+def _told(value: Any, *, exact: bool) -> str:
     if value is None:
         return "–"
-    return f"{value:.4g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
+    return (
+        f"{value:.4g}"
+        if isinstance(value, float) and not exact
+        else value
+        if isinstance(value, str)
+        else json.dumps(value)
+    )

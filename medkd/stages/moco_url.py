@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field
@@ -15,7 +16,15 @@ from medkd.evaluation.probes import collapse_std, knn_accuracy
 from medkd.seeds import seed_for
 from medkd.stages.context import Context
 from medkd.stages.paired import tensor_rows
-from medkd.stages.rare import ContrastParams, build_moco, build_simclr, images_of, save_run, train_rows
+from medkd.stages.rare import (
+    ContrastParams,
+    build_moco,
+    build_simclr,
+    images_of,
+    refuse_parts_of_one,
+    save_run,
+    train_rows,
+)
 from medkd.stages.store import Run, Unit, load_or_make
 from medkd.training.moco import MocoStep
 
@@ -33,6 +42,13 @@ class MocoParams(ContrastParams):
         "moco",
         description='"moco" (momentum encoder, queue) or "simclr" (contrast inside the batch, an MLP head)',
     )
+
+    @classmethod
+    def checked(cls, values: Mapping[str, Any]) -> Self:
+        """As `StageParams.checked`; a part of one image for batch norm is refused too."""
+        params = super().checked(values)
+        refuse_parts_of_one(params)
+        return params
 
     def config(self) -> dict[str, Any]:
         """As `StageParams.config`, without what SimCLR does not read."""
@@ -89,5 +105,6 @@ def _probe_rows(context: Context, base: np.ndarray) -> tuple[np.ndarray, np.ndar
     cohort, seed = context.cohort, context.params.seed
     if len(base) > PROBE_ROWS:
         base = np.sort(np.random.default_rng(seed_for(seed, "probe")).choice(base, PROBE_ROWS, replace=False))
-    split = split_rows(cohort.take(base), fold=0, n_folds=4, seed=seed, split_file=OWN_FOLDS)
+    n_folds = max(2, min(4, len(set(cohort.groups[base]))))
+    split = split_rows(cohort.take(base), fold=0, n_folds=n_folds, seed=seed, split_file=OWN_FOLDS)
     return base[np.sort(np.concatenate([split.train, split.val]))], base[split.test]

@@ -34,12 +34,22 @@ def absolute_files(parameters: Mapping[str, Any], folder: Path) -> dict[str, Any
 
     Paths are given from where a command is called or a study file lies, and notebooks run in their own folder.
     """
-    return _with_files(parameters, lambda path: str((folder / path).absolute()) if (folder / path).is_file() else path)
+
+    def change(path: str) -> str:
+        file = folder / Path(path).expanduser()
+        return str(file.absolute()) if file.is_file() else path
+
+    return _with_files(parameters, change)
 
 
 def by_content(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters with a digest of the content of files in place of their paths; "imagenet" and "none" stay."""
-    return _with_files(parameters, lambda path: digest_of(Path(path))[:16] if Path(path).is_file() else path)
+
+    def change(path: str) -> str:
+        file = Path(path).expanduser()
+        return digest_of(file)[:16] if file.is_file() else path
+
+    return _with_files(parameters, change)
 
 
 def _with_files(parameters: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:

@@ -59,6 +59,7 @@ class PseudoLabelParams(RareParams):
 def label(params: PseudoLabelParams) -> dict[tuple[int, int], Run]:
     """The finished labellings by (k_shot, task); the URL run is loaded or trained first."""
     context = Context.of(params, "rare")
+    refuse_tasks(context)
     url = pretrain(params.of("moco"))
     return {
         (k_shot, task): label_run(context, url, k_shot, task)
@@ -90,6 +91,16 @@ def drawn_task(context: Context, k_shot: int, task: int) -> FewShotTask:
     """The task that the stage's seed and settings draw."""
     params = context.params
     return draw_task(context.cohort, k_shot=k_shot, task=task, seed=params.seed, by_lesion=params.by_lesion)
+
+
+def refuse_tasks(context: Context) -> None:
+    """Draw every task once: what cannot be drawn is told before anything is trained.
+
+    Raises: see `medkd.data.episodes.draw_task`.
+    """
+    for k_shot in context.params.k_shots:
+        for task in range(context.params.n_tasks):
+            drawn_task(context, k_shot, task)
 
 
 def task_of(run: Run) -> FewShotTask:

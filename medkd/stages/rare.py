@@ -17,6 +17,7 @@ from medkd import parallel
 from medkd.data.cohort import Cohort
 from medkd.data.views import HYBRID
 from medkd.data.views import MOCO_V2 as STRONG
+from medkd.errors import DataError, ParameterError
 from medkd.files import write_table, write_tensors
 from medkd.models.device import to_device
 from medkd.models.encoders import build_image_encoder
@@ -77,6 +78,20 @@ class ContrastParams(RareParams):
     )
 
 
+def refuse_parts_of_one(params: ContrastParams) -> None:
+    """Ghost batch norm of a part of one image would normalise the image by itself.
+
+    Raises:
+        ParameterError: `bn_splits` leaves such a part of `batch_size`.
+    """
+    size = -(-params.batch_size // params.bn_splits)  # of all parts but the last, see `GhostBatchNorm2d`
+    if params.bn_splits > 1 and (size < 2 or params.batch_size % size == 1):
+        raise ParameterError(
+            f"{params.stage}: bn_splits = {params.bn_splits} leaves a part of one image of batch_size = "
+            f"{params.batch_size}; lower bn_splits or raise batch_size"
+        )
+
+
 PAPER = {
     "image_size": 224,
     "width": 1.0,
@@ -95,9 +110,23 @@ MOCO_V2 = {"projection": "mlp", "schedule": "cosine", "augmentation": "strong", 
 AUGMENTATIONS = {"paper": HYBRID, "strong": STRONG}
 
 
+def only_image(cohort: Cohort) -> str:
+    """The one image modality of a cohort of the rare-disease chain.
+
+    Raises:
+        DataError: it has another number of them.
+    """
+    if len(cohort.images) != 1:
+        raise DataError(
+            f"{cohort.name} has {len(cohort.images)} image modalities, and the rare-disease chain takes one; choose "
+            "another cohort"
+        )
+    return next(iter(cohort.images))
+
+
 def images_of(context: Context) -> ImageModality:
     """All images of the cohort, at the stage's size, with the stage's augmentation (the paper's if it has none)."""
-    (name,) = context.cohort.images
+    name = only_image(context.cohort)
     augment = AUGMENTATIONS[getattr(context.params, "augmentation", "paper")]
     return ImageModality(context.cohort.images[name].load(context.params.image_size), augment, context.device)
 

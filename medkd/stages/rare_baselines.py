@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from medkd.data.cohort import Cohort
 from medkd.data.episodes import FewShotTask
 from medkd.data.folds import split_rows
 from medkd.data.published_splits import OWN_FOLDS
+from medkd.errors import ParameterError
 from medkd.evaluation.predict import encode
 from medkd.files import write_json
 from medkd.models.device import to_device
@@ -24,7 +26,7 @@ from medkd.stages.params import shared
 from medkd.stages.pseudo_labelling import rows_by_id
 from medkd.stages.rare import DIM, ContrastParams, build_encoder, images_of, save_run, seeded_weights, train_rows
 from medkd.stages.store import Run, Unit, load_or_make
-from medkd.training.episodic import EpisodeStep, LabelledStep
+from medkd.training.episodic import EpisodeStep, LabelledStep, check_episode
 from medkd.training.supervised import SupervisedStep
 from medkd.training.tasks import Classification
 
@@ -49,6 +51,19 @@ class BaselineParams(ContrastParams):
         10, description="scratch: steps per epoch, or as many as whole passes over the support set take", ge=1
     )
     oracle_epochs: int = Field(30, description="oracle: passes over 70% of the rare images", ge=1)
+
+
+def refuse_methods(context: Context, methods: Sequence[str]) -> None:
+    """Say what a comparison method cannot be trained on, before anything is.
+
+    Raises:
+        ParameterError: an episode of ProtoNet, or a rotation of the oracle, cannot be drawn.
+    """
+    if "protonet" in methods:
+        check_episode(_rows_by_class(context.cohort), **_episode(context.params))
+    if "oracle" in methods:
+        for rotation in range(N_ROTATIONS):
+            _rotation(context, rotation)
 
 
 def representation(context: Context, method: str) -> Run:
@@ -103,15 +118,21 @@ def _labels(cohort: Cohort, classes: tuple[str, ...]) -> torch.Tensor:
     return torch.tensor([classes.index(name) if name in classes else -1 for name in cohort.table["class"]])
 
 
+def _rows_by_class(cohort: Cohort) -> list[np.ndarray]:
+    return [cohort.rows_of([name]) for name in cohort.base_classes]
+
+
+def _episode(params: BaselineParams) -> dict[str, int]:
+    return {"k_shot": params.episode_shots, "batch_size": params.batch_size}
+
+
 def _represent(context: Context, method: str, upstream: list[Run], folder: Path) -> dict[str, Any]:
     params, cohort = context.params, context.cohort
     images, base = images_of(context), cohort.rows_of(cohort.base_classes)
     where = {"device": context.device, "precision": params.precision}
     network = baseline_network(context, len(cohort.base_classes), "base", method != "srl_distill")
     if method == "protonet":
-        rows = [cohort.rows_of([name]) for name in cohort.base_classes]
-        sizes = {"k_shot": params.episode_shots, "batch_size": params.batch_size}
-        step: Any = EpisodeStep(network.encoder, images, rows, **sizes, **where)
+        step: Any = EpisodeStep(network.encoder, images, _rows_by_class(cohort), **_episode(params), **where)
     else:
         teacher = None
         if upstream:
@@ -142,12 +163,24 @@ def _scratch(context: Context, drawn: FewShotTask, folder: Path, title: str) -> 
     return _numbers(history)
 
 
+def _rotation(context: Context, rotation: int) -> list[np.ndarray]:
+    """Rows of the training, validation and test part of one rotation."""
+    cohort = context.cohort
+    rare = cohort.rows_of(cohort.rare_classes)
+    own = {"n_folds": N_ROTATIONS, "seed": context.params.seed, "val_fraction": 1 / 8, "split_file": OWN_FOLDS}
+    try:
+        split = split_rows(cohort.take(rare), fold=rotation, **own)
+    except ParameterError as error:
+        raise ParameterError(
+            f"the oracle splits the {len(rare)} rare images of {cohort.name} in {N_ROTATIONS} ways, which they are too "
+            f'few for ({error}); leave "oracle" out of methods'
+        ) from error
+    return [rare[part] for part in (split.train, split.val, split.test)]
+
+
 def _oracle(context: Context, rotation: int, folder: Path, title: str) -> dict[str, Any]:
     params, cohort = context.params, context.cohort
-    rare = cohort.rows_of(cohort.rare_classes)
-    own = {"n_folds": N_ROTATIONS, "seed": params.seed, "val_fraction": 1 / 8, "split_file": OWN_FOLDS}
-    split = split_rows(cohort.take(rare), fold=rotation, **own)
-    train, val, test = (rare[part] for part in (split.train, split.val, split.test))
+    train, val, test = _rotation(context, rotation)
     network = baseline_network(context, len(cohort.rare_classes), "oracle", rotation)
     where = {"device": context.device, "precision": params.precision}
     labels = _labels(cohort, cohort.rare_classes).clamp(min=0).numpy()

@@ -23,9 +23,17 @@ from medkd.stages.context import Context
 from medkd.stages.moco_url import MocoParams, pretrain
 from medkd.stages.paired import tensor_rows
 from medkd.stages.params import SAME, shared, unkeyed
-from medkd.stages.pseudo_labelling import PseudoLabelParams, label_run, read_labels, url_features
+from medkd.stages.pseudo_labelling import PseudoLabelParams, label_run, read_labels, refuse_tasks, url_features
 from medkd.stages.pseudo_labelling import drawn_task as draw
-from medkd.stages.rare import MOCO_V2, ContrastParams, build_moco, images_of, save_run, train_rows
+from medkd.stages.rare import (
+    MOCO_V2,
+    ContrastParams,
+    build_moco,
+    images_of,
+    refuse_parts_of_one,
+    save_run,
+    train_rows,
+)
 from medkd.stages.rare_baselines import OF_CONTRAST, BaselineParams
 from medkd.stages.store import Run, Unit, load_or_make
 from medkd.training.self_distillation import HybridStudent, SelfDistillationStep
@@ -135,6 +143,12 @@ class SelfDistillationParams(ContrastParams):
         """As `StageParams.checked`; a wrong parameter of a comparison method is refused here too."""
         params = super().checked(values)
         params.baseline_params()
+        refuse_parts_of_one(params)
+        if params.of("moco").objective != "moco":
+            raise ParameterError(
+                'moco: objective = "simclr" would stand as "MoCo + LR" in every table; leave it out, and put "simclr" '
+                "into methods"
+            )
         return params
 
     def baseline_params(self) -> BaselineParams:
@@ -158,7 +172,7 @@ class SelfDistillationParams(ContrastParams):
 
     def moco_v2_params(self) -> MocoParams:
         """Parameters of the MoCo v2 run: the URL run's with MoCo v2's changes."""
-        return self.of("moco").model_copy(update=MOCO_V2)
+        return self.of("moco").model_copy(update={"objective": "moco"} | MOCO_V2)
 
     def simclr_params(self) -> MocoParams:
         """Parameters of the SimCLR run: the URL run's, with MoCo v2's augmentation (SimCLR's is stronger)."""
@@ -180,6 +194,7 @@ def self_distil(params: SelfDistillationParams) -> dict[tuple[str, int, int], Ru
     if not students:
         return {}
     labelling = Context.of(params.of("pseudo_labels"))
+    refuse_tasks(labelling)
     url = pretrain(labelling.params.of("moco"))
     runs = {}
     for k_shot in params.k_shots:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
 from medkd.data.cohort import Cohort
-from medkd.errors import DataError
+from medkd.errors import DataError, ParameterError
 from medkd.evaluation.predict import predict
 from medkd.files import write_table
 from medkd.models.pretrained import IMAGENET
@@ -20,7 +20,7 @@ from medkd.stages.store import Run, Unit, finished_runs, load_or_make
 from medkd.training.supervised import SupervisedStep
 from medkd.training.teacher import TeacherRecipe, TeacherStep
 
-VERSION = 2
+VERSION = 3
 
 
 class TeacherParams(OptimiserParams):
@@ -45,6 +45,19 @@ class TeacherParams(OptimiserParams):
     n_teachers: Literal[1, 2, 3] = Field(1, description="momentum branches that teach each: 1 own, 2 also fused, 3 all")
     l1: float = Field(3e-4, description="L1 penalty on a vector encoder's weights", ge=0)
     momentum: float = Field(0.99, description="largest momentum of the momentum copy", ge=0, lt=1)
+
+    @classmethod
+    def checked(cls, values: Mapping[str, Any]) -> Self:
+        """As `StageParams.checked`; views and penalties that do not go together are refused too."""
+        params = super().checked(values)
+        if params.mu > params.max_mu:
+            raise ParameterError(f"mu = {params.mu:g} lies above max_mu = {params.max_mu:g}; lower mu or raise max_mu")
+        params.recipe()
+        return params
+
+    def recipe(self) -> TeacherRecipe:
+        """What the teacher learns from beside the labels."""
+        return TeacherRecipe(**{name: getattr(self, name) for name in TeacherRecipe.__dataclass_fields__})
 
 
 def train_teachers(params: TeacherParams, inputs: tuple[str, ...] = ()) -> dict[tuple[str, int], Run]:
@@ -144,14 +157,13 @@ def _train(context: Context, kind: str, fold: int, folder: Path, title: str) -> 
     train, validation = tensor_rows(split.train), tensor_rows(split.val)
     if kind == "both":
         used, head, features = modalities, "logits_fused", "fused"
-        fields = [field.name for field in dataclasses.fields(TeacherRecipe)]
         step = TeacherStep(
             network,
             modalities,
             task,
             validation,
             vectors=[slot for slot in ("main", "second") if getattr(cohort, slot) in cohort.vectors],
-            recipe=TeacherRecipe(**{name: getattr(params, name) for name in fields}),
+            recipe=params.recipe(),
             device=device,
             precision=params.precision,
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -66,6 +68,22 @@ class LabelledStep(Step):
             return self.teacher(views).logits
 
 
+def check_episode(rows_by_class: Sequence[np.ndarray], *, k_shot: int, batch_size: int) -> int:
+    """Query images per class of an episode of as many images as a batch has.
+
+    Raises:
+        ParameterError: the batch has no room for a query image per class, or a class has too few images.
+    """
+    n_classes, fewest = len(rows_by_class), min(map(len, rows_by_class))
+    n_query = batch_size // n_classes - k_shot
+    if n_classes < 2 or n_query < 1 or fewest < k_shot + n_query:
+        raise ParameterError(
+            f"an episode of {batch_size} images over {n_classes} classes needs two classes, {k_shot} support and one "
+            f"query image per class; the smallest class has {fewest}; change batch_size or episode_shots"
+        )
+    return n_query
+
+
 class EpisodeStep(Step):
     """ProtoNet: each step is an episode of the common classes with as many images as a batch has.
 
@@ -100,13 +118,7 @@ class EpisodeStep(Step):
         self.modules = self.encoder = encoder
         self.images, self.device, self.precision = images, device, precision
         self.rows = [torch.from_numpy(np.asarray(rows, np.int64)) for rows in rows_by_class]
-        self.k_shot, self.n_query = k_shot, batch_size // len(rows_by_class) - k_shot
-        fewest = min(len(rows) for rows in self.rows)
-        if len(self.rows) < 2 or self.n_query < 1 or fewest < k_shot + self.n_query:
-            raise ParameterError(
-                f"an episode of {batch_size} images over {len(self.rows)} classes needs two classes, {k_shot} support "
-                f"and one query image per class; the smallest class has {fewest}; change batch_size or episode_shots"
-            )
+        self.k_shot, self.n_query = k_shot, check_episode(rows_by_class, k_shot=k_shot, batch_size=batch_size)
 
     def loss(self, rows: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Cross-entropy of the query images over minus the squared distances (mean over dimensions) to prototypes."""

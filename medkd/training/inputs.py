@@ -87,8 +87,10 @@ class VectorModality:
         median = np.zeros(values.shape[1], np.float32)
         median[known] = np.nanmedian(train[:, known], axis=0)
         filled = np.where(np.isnan(values), median, values)
-        mean, sd = filled[train_rows].mean(axis=0), filled[train_rows].std(axis=0)
-        scaled = (filled - mean) / np.where(sd > 1e-6, sd, np.inf)
+        own = filled[train_rows]
+        mean, sd = own.mean(axis=0), own.std(axis=0)
+        constant = (own.min(axis=0) == own.max(axis=0)) | (sd == 0)  # by values: rounding gives a constant an SD
+        scaled = np.where(constant, 0, (filled - mean) / np.where(constant, 1, sd))
         self.values = torch.from_numpy(scaled.astype(np.float32)).to(device)
 
     def augmented(self, rows: Tensor, generator: torch.Generator) -> Tensor:

@@ -44,7 +44,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ParameterError(f'method "{self.method}" is unknown; known are {", ".join(METHODS)}')
-        if self.n_selected > self.n_positives:
+        if self.method == "gmcd" and self.n_selected > self.n_positives:
             raise ParameterError(
                 f"n_selected = {self.n_selected} positives cannot be kept of n_positives = {self.n_positives} "
                 "candidates; lower n_selected or raise n_positives"

@@ -97,7 +97,7 @@ class CohortBrowser(widgets.VBox):
         self.sample.options = [(f"{ids[row]} ({names[row]})", int(row)) for row in rows]
 
     def _choose(self, _: object = None) -> None:
-        self.profile.clear_output(wait=True)
+        self.profile.clear_output(wait=self.chosen >= 0)  # to wait is for output that comes; of no sample none does
         if (row := self.chosen) < 0:
             self.detail.value = ""
             return

@@ -15,12 +15,12 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from medkd.data.cohort import Cohort
-from medkd.errors import DataError, first_few
+from medkd.errors import DataError, MedkdError, first_few
 from medkd.evaluation.points import BY_METHOD, NONE, PLACE, as_text, by_image, checked_points, class_order, value_groups
 from medkd.files import unwritable, write_table
 from medkd.paths import reports_dir
 from medkd.report.figures_results import scatter_embedding
-from medkd.report.style import PALETTE, panels
+from medkd.report.style import PALETTE, panels, with_legend
 from medkd.widgets.pictures import gallery, picture, side_by_side
 from medkd.widgets.place import is_interactive
 
@@ -193,11 +193,15 @@ class FeatureExplorer(widgets.VBox):
     def _turn(self, _: object = None) -> None:
         start = (self.page.value - 1) * self._n_shown
         images = self.selected[start : start + self._n_shown]
+        self.thumbnails.value = self.table.value = ""
         if not len(images):
-            self.thumbnails.value = self.table.value = ""
             return
         rows = self._cohort_rows[images]
-        pixels = {name: source.take(rows).load(self._size) for name, source in self.cohort.images.items()}
+        try:
+            pixels = {name: source.take(rows).load(self._size) for name, source in self.cohort.images.items()}
+        except MedkdError as error:
+            self.status.value = html.escape(str(error))
+            return
         names = self.cohort.table["class"].iloc[rows]
         cells = []
         for place, (sample, label) in enumerate(zip(self.ids[images], names, strict=True)):
@@ -292,7 +296,6 @@ def _figure(points: pd.DataFrame, cohort: Cohort) -> Figure:
         scatter_embedding(rows[["x", "y"]].to_numpy(), labels, order, ax, legend=False)
         ax.set_title(method)
     fig.suptitle(cohort.label_text)
-    handles, names = axes[0].get_legend_handles_labels()
-    fig.legend(handles, names, loc="outside lower center", ncols=min(len(names), 6), markerscale=1.5)
+    with_legend(fig, axes, "outside lower center")
     plt.close(fig)  # the notebook shows what is returned, once
     return fig

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import textwrap
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -173,7 +172,7 @@ def overview(probe: EpisodeProbe, classifier: Classifier) -> Figure:
         accuracy_by_shots(table, 1 / probe.n_way, grid.flat[-1])
         figure.suptitle(
             f"{probe.cohort.label_text}: temperature {settings.temperature:g}, mix {settings.mix:g}, "
-            f"gamma {settings.gamma:g}, task 0; {STAND_IN}"
+            f"gamma {settings.gamma:g}, task 0;\n{STAND_IN}"
         )
         _legend(figure)
     return figure
@@ -193,7 +192,8 @@ def bars(numbers: pd.DataFrame, tau: np.ndarray, classes: Sequence[str], ax: Axe
         offset = (number - (len(numbers) - 1) / 2) * width
         look = {"color": COLOURS[name], "hatch": HATCHES[name], "edgecolor": "white", "linewidth": 0}
         ax.bar(places + offset, row[list(classes)].to_numpy(float), width, label=name, **look)
-    names = [textwrap.shorten(name, 60 // len(classes), placeholder="...") for name in classes]
+    room = max(4, 60 // len(classes))
+    names = [name if len(name) <= room else f"{name[: room - 3]}..." for name in classes]
     ax.set_xticks(places, [f"{name}\nτ {value:.3f}" for name, value in zip(names, tau, strict=True)])
     ax.set(ylabel="mean probability", ylim=(0, 1))
     return ax

@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 
 import numpy as np
 import pandas as pd
@@ -68,6 +69,19 @@ def test_a_common_class_that_becomes_rare_makes_another_fingerprint(vectors_only
     cuts = [(classes[:1], classes[1:]), (classes[:2], classes[2:])]
     split = [dataclasses.replace(vectors_only, base_classes=base, rare_classes=rare) for base, rare in cuts]
     assert split[0].fingerprint != split[1].fingerprint
+
+
+def test_what_notebooks_show_counts_the_columns_that_no_training_reads(vectors_only):
+    other = dataclasses.replace(vectors_only, table=vectors_only.table.assign(localization="back"))
+    assert other.fingerprint == vectors_only.fingerprint and other.shown != vectors_only.shown
+
+
+def test_images_in_memory_have_the_digest_of_all_at_once(monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 4, 4, 3), dtype=np.uint8)
+    source = ArrayImages(pixels, np.array([6, 1, 3, 0, 2]))
+    chosen = pixels[[6, 1, 3, 0, 2]]
+    monkeypatch.setattr("medkd.data.arrays.RESIZE_CHUNK", 2)
+    assert source.fingerprint() == hashlib.sha256(repr(chosen.shape).encode() + chosen.tobytes()).hexdigest()
 
 
 def test_an_unknown_slot_names_the_known_modalities(three_modalities):

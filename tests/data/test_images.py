@@ -192,6 +192,37 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     assert grey_of(tmp_path / "deep.png", tmp_path) == grey_of(tmp_path / "deep.tif", tmp_path) == [0x40] * 3
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+def test_eight_bits_in_deeper_pixels_are_refused_and_twelve_told(tmp_path, cache, dtype):
+    Image.fromarray(np.full((6, 6), 255, dtype)).save(tmp_path / "dark.tif")
+    with pytest.raises(DataError, match="its pixels reach 255 of 65535 and would all be black; save it with 8 bits"):
+        FileImages(["dark.tif"], root=tmp_path, cache_dir=cache).load(6)
+    Image.fromarray(np.full((6, 6), 4095, dtype)).save(tmp_path / "dark.tif")
+    with pytest.warns(UserWarning, match="brighter than 15 of 255, as if 12-bit values lay in 16-bit files"):
+        FileImages(["dark.tif"], root=tmp_path, cache_dir=cache).load(6)
+
+
+def test_pixels_of_other_content_are_not_kept_under_its_hash(tmp_path, cache):
+    """A copy that is still running when the hashes are made, and is whole when the pixels are."""
+    path = tmp_path / "a.png"
+    Image.new("L", (6, 6), 70).save(path)
+    source = FileImages(["a.png"], root=tmp_path, cache_dir=cache)
+    source.fingerprint()
+    whole, times = path.read_bytes(), path.stat()
+    Image.new("L", (6, 6), 255).save(path)
+    with pytest.raises(DataError, match="changed since it was first read; run the command again"):
+        source.load(6)
+    path.write_bytes(whole)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert (FileImages(["a.png"], root=tmp_path, cache_dir=cache).load(6) == 70).all()
+
+
+def test_another_decoding_is_another_content(source, monkeypatch):
+    before = source.fingerprint()
+    monkeypatch.setattr(module, "DECODER", "3")
+    assert source.fingerprint() != before
+
+
 def test_cmyk_is_converted(tmp_path):
     Image.new("CMYK", (6, 6), (0, 255, 255, 0)).save(tmp_path / "print.jpg", quality=100)
     np.testing.assert_allclose(grey_of(tmp_path / "print.jpg", tmp_path), (255, 0, 0), atol=3)

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from medkd.cli import app
 from medkd.data import own
 from medkd.data.folds import split_rows
-from medkd.data.own_schema import SCHEMA_FILE, explain, infer, read_schema, write_schema
+from medkd.data.own_schema import SCHEMA_FILE, explain, infer, problem_of, read_schema, write_schema
 from medkd.data.own_table import read_own_table
 from medkd.data.registry import chain_of, load_cohort
 from medkd.errors import DataError
@@ -105,6 +105,7 @@ def test_mistakes_in_the_schema_are_told_with_file_and_key(pairs):
         (lambda text: text.replace("patient:", "pateint:"), '"pateint": .*did you mean "patient"'),
         (lambda text: text.replace("chain: teacher-student", "chain: student"), '"chain": .*teacher-student'),
         (lambda text: text + "\n: [", "is no readable YAML in line [0-9]+: .*; correct or delete it"),
+        (lambda text: text + "\nday: 2020-13-45\n", "is no readable YAML: month must be in 1..12"),
         (lambda text: text + "\nlabel: photo\n", 'is no readable YAML in line [0-9]+: "label" stands twice'),
         (lambda text: text.replace("label: diagnosis", "label: dignosis"), r"names the column\(s\) dignosis"),
         (
@@ -298,6 +299,14 @@ def test_the_published_rare_classes_of_isic_2018_would_be_proposed(tmp_path):
         tmp_path / "isic.csv", index=False
     )
     assert infer(tmp_path).rare_classes == ["AKIEC", "VASC", "DF"]
+
+
+def test_a_second_image_is_refused_in_the_rare_chain(pairs):
+    schema = infer(pairs)
+    names = list(schema.classes)
+    rare = {"chain": "rare", "rare_classes": names[:2]} | ({"classes": [*names, "more"]} if len(names) < 3 else {})
+    assert problem_of(schema.model_copy(update=rare)) == "chain rare takes one image; leave second_image empty"
+    assert problem_of(schema.model_copy(update=rare | {"second_image": ""})) == ""
 
 
 def test_too_few_classes_for_the_rare_chain_are_told_before_confirming(pairs):

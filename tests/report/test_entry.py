@@ -27,7 +27,7 @@ def test_a_notebook_is_stale_when_it_its_parameters_the_code_or_the_cohort_chang
     assert entries.entry_key(moved, "a") == keys[-1]
 
 
-def test_a_notebook_is_stale_when_the_content_of_a_file_changes_and_not_when_it_moves(project, tmp_path):
+def test_a_notebook_is_stale_when_the_content_of_a_file_changes_and_not_when_it_moves(project, tmp_path, monkeypatch):
     (project / "notebooks").mkdir()
     (project / "notebooks" / "02_teacher_training.ipynb").write_text("{}")
     entry = plan(["phantom-glioma"], report="r", overrides={})[1]
@@ -37,7 +37,9 @@ def test_a_notebook_is_stale_when_the_content_of_a_file_changes_and_not_when_it_
         parameters = {"split_file": str(tmp_path / name), "teacher": {"weights": str(tmp_path / name)}}
         return entries.entry_key(dataclasses.replace(entry, parameters=entry.parameters | parameters | given), "a")
 
+    monkeypatch.setenv("HOME", str(tmp_path))
     first = key("a.csv", "1")
+    assert key("b.csv", "1", split_file="~/b.csv") == first
     assert first == key("b.csv", "1") != key("b.csv", "2")
     assert key("b.csv", "3", split_file="none") != key("b.csv", "4", split_file="none"), "weights of the teacher"
 

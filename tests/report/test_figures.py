@@ -8,7 +8,7 @@ from matplotlib.colors import to_hex
 from medkd.errors import DataError, ParameterError
 from medkd.evaluation.metrics import calibration_table
 from medkd.report import figures, figures_results
-from medkd.report.style import METHOD_COLOURS, PALETTE, method_colour, panels, use_style
+from medkd.report.style import METHOD_COLOURS, PALETTE, method_colour, panels, use_style, with_legend
 
 
 def legend_texts(ax):
@@ -216,6 +216,7 @@ def test_histograms_share_bins_and_have_area_one(ax):
     rng = np.random.default_rng(0)
     values, groups = rng.standard_normal(60), np.array(["right"] * 40 + ["wrong"] * 20)
     figures.histogram_by_group(values, groups, ax)
+    ax.legend()
     assert legend_texts(ax) == ["right", "wrong"]
     shown = {line.get_color(): line.get_xydata() for line in ax.lines}  # of each step its left end, and the last end
     assert len(shown) == 2
@@ -232,6 +233,58 @@ def test_calibration_draws_accuracy_against_confidence_and_writes_the_error(ax):
     np.testing.assert_allclose(ax.lines[1].get_xydata(), [[0.6, 1], [0.9, 2 / 3]])
     np.testing.assert_allclose(ax.collections[0].get_sizes(), [10 + 90 / 4, 10 + 90 * 3 / 4])
     assert cell_texts(ax) == ["ECE 0.275"]
+
+
+def test_a_risk_group_has_its_colour_where_another_is_missing(ax):
+    table = pd.DataFrame(
+        {"group": ["low", "high"], "months": 0, "survival": 1.0, "low": 1.0, "high": 1.0, "at_risk": 3}
+    )
+    groups = ["low", "middle", "high"]
+    figures_results.kaplan_meier(table.assign(p_value=np.nan), ax, groups=groups, legend=False)
+    assert [line.get_color() for line in ax.lines] == [PALETTE[0], PALETTE[2]] and not ax.texts
+
+
+def test_more_groups_than_colours_have_lines_of_their_own_in_the_order_of_the_classes(ax):
+    names = [f"c{number:02d}" for number in range(11)]
+    groups = np.array(names[::-1] * 20)
+    figures.histogram_by_group(np.random.default_rng(0).normal(size=len(groups)), groups, ax, [*names, "absent"])
+    assert [line.get_label() for line in ax.lines] == names
+    assert len({(line.get_color(), line.get_linestyle()) for line in ax.lines}) == 11
+
+
+def test_long_titles_stay_over_their_image():
+    fig = figures.image_grid(
+        np.zeros((6, 4, 4, 3), np.uint8), n_columns=6, titles=["seborrheic keratosis, second_image"] * 6
+    )
+    fig.canvas.draw()
+    boxes = [ax.title.get_window_extent() for ax in fig.axes]
+    assert all(left.x1 <= right.x0 for left, right in zip(boxes, boxes[1:], strict=False))
+    assert boxes[0].x0 >= 0 and boxes[-1].x1 <= fig.bbox.x1 and max(box.y1 for box in boxes) <= fig.bbox.y1
+
+
+def test_a_legend_has_as_many_columns_as_fit():
+    fig, axes = panels(1)
+    for name in (
+        "dermatofibroma",
+        "actinic keratosis",
+        "vascular lesion",
+        "squamous cell carcinoma",
+        "melanoma",
+        "naevus",
+    ):
+        axes[0].plot([0, 1], label=name)
+    with_legend(fig, axes)
+    fig.canvas.draw()
+    box = fig.legends[0].get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= fig.bbox.x1
+
+
+def test_captions_tell_bands_only_where_there_are_some():
+    history = pd.DataFrame({"method": ["a", "a", "b", "b"], "epoch": [1, 1, 1, 1]})
+    assert figures_results.over_parts(history) == "; mean over folds, band of one SD"
+    assert figures_results.over_parts(history.drop_duplicates()) == ""
+    many = pd.concat([history.assign(method=name) for name in "abcdef"])
+    assert figures_results.over_parts(many, "tasks") == "; mean over tasks, no bands of SD for 6 methods"
 
 
 def test_kaplan_meier_draws_a_step_curve_with_band_for_each_group(ax):

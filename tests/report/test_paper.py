@@ -14,7 +14,7 @@ from medkd.report.artifacts import Artifacts
 from medkd.report.figures_paper import draw, paper_style
 from medkd.report.index import read_index
 from medkd.report.paper import DRAW, redraw
-from medkd.report.style import PALETTE, method_colour
+from medkd.report.style import PALETTE, class_styles, method_colour
 
 METHODS = ("teacher", "CE only", "GMCD")
 TWELVE = (*METHODS, "KD", "Hint", "AT", "CRD", "VID", "GMCD, no momentum views", "GMCD, one teacher", "NST", "PKT")
@@ -233,13 +233,13 @@ def test_class_curves_write_each_area_in_the_colour_of_its_class_and_of_many_the
     table = pd.DataFrame({"class": ["NV", "NV", "DF", "DF"], "x": [0, 1, 0, 1], "y": [0.0, 1, 0.5, 1]})
     table["auc"] = [0.5, 0.5, 0.75, 0.75]
     ax = plt.subplots()[1]
-    figures_results.class_curves(table, "auc", figures_results.class_styles(["NV", "DF"]), ax)
+    figures_results.class_curves(table, "auc", class_styles(["NV", "DF"]), ax)
     diagonal, nevi, fibroma = ax.lines
     assert fibroma.get_xydata().tolist() == [[0, 0.5], [1, 1]] and nevi.get_label() == "NV"
     assert {(text.get_text(), text.get_color()) for text in ax.texts} == {("0.50", PALETTE[0]), ("0.75", PALETTE[1])}
     names = list("abcdefgh")
     many = pd.DataFrame({"class": names, "x": 0.0, "y": 1.0, "average_precision": np.arange(8) / 10})
     ax = plt.subplots()[1]
-    figures_results.class_curves(many, "average_precision", figures_results.class_styles(names), ax)
+    figures_results.class_curves(many, "average_precision", class_styles(names), ax)
     assert [text.get_text() for text in ax.texts] == ["mean 0.35"] and ax.get_ylabel() == "precision"
     assert len({(line.get_color(), line.get_linestyle()) for line in ax.lines}) == 8

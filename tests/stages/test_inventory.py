@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from medkd.cli import app
 from medkd.files import locked
 from medkd.paths import reports_dir, runs_dir
-from medkd.stages.inventory import all_runs, find_run, leftovers, remove
+from medkd.stages.inventory import all_runs, compared, find_run, leftovers, remove
 from medkd.stages.store import Unit, load_or_make
 
 
@@ -55,6 +55,14 @@ def test_a_run_is_found_by_the_start_of_its_key_and_shown(runs):
     for key in ("", "zzzz"):
         failed = invoke("show", key)
         assert failed.exit_code == 2 and "no single finished run" in failed.stderr
+
+
+def test_settings_that_differ_in_late_digits_are_shown(project):
+    found = compared([made("02_teacher_training", lr) for lr in (1.23441e-4, 1.23444e-4)])[0]
+    assert found.iloc[0, 1:].tolist() == [1.23441e-4, 1.23444e-4] or found.iloc[0, 1:].tolist() == [
+        "0.000123441",
+        "0.000123444",
+    ]
 
 
 def test_runs_are_compared_by_what_differs(runs):

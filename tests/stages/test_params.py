@@ -47,6 +47,28 @@ def test_a_stage_without_any_student_is_refused():
         DistillationParams.checked({"methods": [], "ablations": ["no GKM"]})
 
 
+@pytest.mark.parametrize(
+    ("stage", "given", "wrong"),
+    [
+        (DistillationParams, {"n_positives": 10}, "n_selected = 20 positives cannot be kept of n_positives = 10"),
+        (DistillationParams, {"ablations": ["no momentum views"], "teacher": {"n_views": 8}}, "set it to 4"),
+        (TeacherParams, {"mu": 2.0}, "mu = 2 lies above max_mu = 1"),
+        (MocoParams, {"batch_size": 5}, "bn_splits = 4 leaves a part of one image of batch_size = 5"),
+        (MocoParams, {"batch_size": 4}, "leaves a part of one image"),
+        (SelfDistillationParams, {"batch_size": 5}, "06_self_distillation: bn_splits = 4 leaves a part of one image"),
+        (SelfDistillationParams, {"moco": {"objective": "simclr"}}, 'would stand as "MoCo . LR" in every table'),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is(stage, given, wrong):
+    with pytest.raises(ParameterError, match=wrong):
+        stage.checked(given)
+
+
+def test_settings_of_gmcd_alone_do_not_stop_other_students():
+    assert DistillationParams.checked({"methods": ["ce", "kd"], "n_positives": 10}).n_positives == 10
+    assert MocoParams.checked({"batch_size": 5, "bn_splits": 1}).batch_size == 5
+
+
 def test_a_wrong_upstream_parameter_is_refused_by_the_stage_that_hands_it_on():
     with pytest.raises(ParameterError, match='unknown parameter "epoch" for 02_teacher_training'):
         DistillationParams.checked({"teacher": {"epoch": 3}})

@@ -31,7 +31,7 @@ from medkd.stages.evaluation_rare import sources_of
 from medkd.stages.moco_url import _probe_rows
 from medkd.stages.pseudo_labelling import read_labels, rows_by_id, task_of
 from medkd.stages.rare import DIM, MOCO_V2, PAPER, build_encoder, build_moco, schedule_of, trained_encoder
-from medkd.stages.rare_baselines import N_ROTATIONS, oracle_runs
+from medkd.stages.rare_baselines import N_ROTATIONS, BaselineParams, oracle_runs, refuse_methods
 from medkd.stages.self_distillation import METHODS
 from medkd.stages.store import Run
 
@@ -101,6 +101,29 @@ def test_comparison_methods_have_the_budget_of_the_url_run_unless_told_otherwise
     assert (baseline.epochs, baseline.lr, baseline.seed) == (7, 0.1, 4)
     assert params.moco_v2_params().projection == "mlp" and params.moco_v2_params().epochs == 7
     assert params.simclr_params().objective == "simclr"
+
+
+@pytest.mark.parametrize(
+    ("k_shots", "given", "wrong"),
+    [
+        ([1, 200], {}, "200"),
+        ([1], {"methods": ["protonet"], "baselines": {"episode_shots": 60}}, "change batch_size or episode_shots"),
+    ],
+)
+def test_tasks_and_episodes_that_cannot_be_drawn_are_told_before_the_url_run(project, k_shots, given, wrong):
+    params = EvaluationParams(**TINY, k_shots=k_shots, n_tasks=1, moco=MOCO, self_distillation=given)
+    with pytest.raises((DataError, ParameterError), match=wrong):
+        sources_of(params)
+    assert not (project / "reports" / "runs" / "04_moco_url").exists()
+
+
+def test_an_oracle_of_too_few_images_is_told_in_its_own_words(labelled, monkeypatch):
+    cohort = labelled[0]
+    context = dataclasses.replace(Context.of(BaselineParams(**TINY)), cohort=cohort)
+    with pytest.raises(
+        ParameterError, match='the oracle splits the 8 rare images of tiny in 5 ways.*leave "oracle" out'
+    ):
+        refuse_methods(context, ["oracle"])
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """What networks are fed: imputation and scaling by training rows, and images as they lie in the cache."""
 
 import numpy as np
+import pytest
 import torch
 
 from medkd.data.views import GMCD, plain_view
@@ -34,6 +35,15 @@ def test_a_column_that_is_constant_or_unknown_in_training_becomes_zero():
     rows = VectorModality(values, np.array([0, 1]), CPU).plain(torch.arange(3))
     assert rows[:, 0].tolist() == [0, 0, 0]
     assert rows[:2, 1].tolist() == [0, 0]
+
+
+def test_small_units_keep_their_values_and_a_rounded_constant_is_one():
+    rng, n = np.random.default_rng(0), 600
+    values = np.stack([np.exp(rng.normal(size=n)) * 3e-8, np.full(n, 100.1)], axis=1).astype(np.float32)
+    values[-1, 1] = 100.15
+    rows = VectorModality(values, np.arange(n - 1), CPU).plain(torch.arange(n))
+    assert len(rows[:, 0].unique()) == n and rows[: n - 1, 0].std().item() == pytest.approx(1, rel=0.01)
+    assert rows[:, 1].tolist() == [0] * n
 
 
 def test_plain_images_are_the_rows_asked_for_in_their_order(tmp_path):

@@ -59,6 +59,14 @@ def test_a_chosen_sample_shows_images_facts_and_its_unusual_values(browser):
     assert browser.detail.value.count("<img") == 2 and "P2" in browser.detail.value
 
 
+def test_no_sample_leaves_no_profile_of_the_one_before(browser, monkeypatch):
+    waits = []
+    monkeypatch.setattr(browser.profile, "clear_output", lambda wait: waits.append(wait))
+    browser.sample.value = 1
+    browser.patient_filter.value = "nobody"
+    assert browser.chosen == -1 and waits[0] is True and waits[-1] is False
+
+
 def test_findings_are_shown_as_text(browser):
     assert "error:" in browser.children[0].value and "&lt;b&gt;one" in browser.children[0].value
 

@@ -82,6 +82,18 @@ def test_an_empty_lasso_and_the_button_clear_every_view(explorer):
         assert len(explorer.scatters["CE only"].widget.selection) == 0 and explorer.export_button.disabled
 
 
+def test_images_that_cannot_be_read_leave_nothing_of_the_selection_before(explorer, monkeypatch):
+    explorer.select([0, 1])
+    assert explorer.thumbnails.value and explorer.table.value
+
+    def fail(source, size):
+        raise DataError("a.png is <gone>")
+
+    monkeypatch.setattr(ArrayImages, "load", fail)
+    explorer.select([5, 6])
+    assert explorer.thumbnails.value == explorer.table.value == "" and explorer.status.value == "a.png is &lt;gone&gt;"
+
+
 def test_pages_turn_and_a_new_selection_starts_at_the_first(explorer):
     lasso(explorer, "teacher", range(10))
     assert explorer.page.max == 3

@@ -178,7 +178,7 @@ def test_headless_runs_get_a_figure_of_the_most_frequent_errors(predictions, coh
     fig = inspect_errors(fewer, cohort, maps=Maps(), size=8)
     assert isinstance(fig, Figure) and "Toy (simulated): errors of student" in fig.get_suptitle()
     titles = [ax.get_title() for ax in fig.axes if ax.get_title()]
-    assert titles[:4] == ["<b> -> c, 0.66\none of x13", "teacher: <b> 0.66", "student: c 0.66", "two"]
+    assert titles[:4] == ["<b> -> c, 0.66\none of x13", "teacher: <b>\n0.66", "student: c 0.66", "two"]
     assert [title.split(",")[0] for title in titles[::4]] == ["<b> -> c"] * 2 + ["c -> a"] * 2 + ["a -> <b>"] * 2
     plain, under = (ax.get_images()[0].get_array() for ax in fig.axes[:2])
     assert (plain == 9).all() and under[:2].mean() != under[-2:].mean()

@@ -1,10 +1,11 @@
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
 from medkd.data.episodes import draw_task
-from medkd.widgets.playground import CLOSED, Playground, playground
+from medkd.widgets.playground import CLOSED, COLOURS, Playground, bars, playground
 
 SIZES = {"a": 60, "b": 50, "<i>r</i>": 16, "s": 24}
 
@@ -68,6 +69,16 @@ def test_the_line_says_what_is_drawn_and_that_query_sets_stay_closed(interactive
     about = view.children[0].value
     assert CLOSED in about and "Toy (simulated)" in about
     assert bytes(view.picture.value).startswith(b"\x89PNG")
+
+
+def test_many_classes_with_long_names_fit_below_the_bars():
+    names = [f"dermatofibroma {number}" for number in range(21)]
+    numbers = pd.DataFrame(1 / 21, index=list(COLOURS), columns=names)
+    ax = bars(numbers, np.ones(21), names, plt.subplots()[1])
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["d...\nτ 1.000"] * 21
+    ax = bars(numbers[names[:5]], np.ones(5), names[:5], plt.subplots()[1])
+    assert ax.get_xticklabels()[0].get_text() == "dermatofi...\nτ 1.000"
+    plt.close("all")
 
 
 def test_a_task_that_cannot_be_labelled_is_one_sentence_and_the_next_one_goes_on(interactive, cohort, features):
