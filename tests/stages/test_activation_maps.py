@@ -84,7 +84,7 @@ def test_frozen_encoders_are_explained_through_their_trunk(home, tmp_path):
     weights = tmp_path / "encoder.pt"
     torch.save(build_image_encoder("resnet12", dim=4, width=0.125).state_dict(), weights)
     frozen = {"frozen": True, "frozen_views": 0, "weights": str(weights), "folds": 1, "image_size": 32}
-    params = EvaluationParams(**PAIRED | frozen | {"distillation": {"methods": []}})
+    params = EvaluationParams(**PAIRED | frozen | {"distillation": {"methods": ["ce"]}})
     maps = ActivationMaps(params)
     (source, *_) = evaluation_paired.sources_of(params)
     rows = split_of(source.context, 0).test[:4]
