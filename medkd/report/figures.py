@@ -45,7 +45,7 @@ def image_grid(images: np.ndarray, *, n_columns: int, titles: Sequence[str] | No
     if titles is not None and any(titles):
         room = max(6, int(width / n_columns * 72 / (0.55 * (FONT_POINTS - 1))))  # letters above an image
         titles = ["\n".join(textwrap.fill(line, room) for line in title.split("\n")) for title in titles]
-        cell += 0.2 + 0.13 * max(title.count("\n") for title in titles)
+        cell += 0.18 + 0.13 * max(title.count("\n") for title in titles)
     fig, axes = plt.subplots(n_rows, n_columns, figsize=(width, cell * n_rows), squeeze=False, layout="constrained")
     fig.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     for place, ax in enumerate(axes.flat):

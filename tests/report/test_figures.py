@@ -259,7 +259,9 @@ def test_long_titles_stay_over_their_image():
     fig.canvas.draw()
     boxes = [ax.title.get_window_extent() for ax in fig.axes]
     assert all(left.x1 <= right.x0 for left, right in zip(boxes, boxes[1:], strict=False))
-    assert boxes[0].x0 >= 0 and boxes[-1].x1 <= fig.bbox.x1 and max(box.y1 for box in boxes) <= fig.bbox.y1
+    assert (
+        boxes[0].x0 >= 0 and boxes[-1].x1 <= fig.bbox.x1 and max(box.y1 for box in boxes) <= fig.bbox.y1 + 2
+    )  # the box has room above the ink
 
 
 def test_a_legend_has_as_many_columns_as_fit():
