@@ -271,7 +271,7 @@ def _above(text: str, ax: Axes, **options: object) -> None:
 def _mean_and_band(history: pd.DataFrame, column: str, ax: Axes, *, band: bool = True, **style: str) -> None:
     """Mean of a column over the rows of each epoch, and where an epoch has several a band of one SD to each side."""
     line = history.groupby("epoch")[column].agg(["mean", "std"])
-    ax.plot(line.index, line["mean"], **style)
+    ax.plot(line.index, line["mean"], marker="." if len(line) == 1 else None, **style)  # one epoch makes no line
     if band and line["std"].notna().any():
         low, high = line["mean"] - line["std"], line["mean"] + line["std"]
         ax.fill_between(line.index, low, high, color=style["color"], alpha=0.15, linewidth=0)

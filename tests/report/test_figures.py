@@ -235,6 +235,12 @@ def test_calibration_draws_accuracy_against_confidence_and_writes_the_error(ax):
     assert cell_texts(ax) == ["ECE 0.275"]
 
 
+def test_a_single_epoch_is_a_dot(ax):
+    for n_epochs, marker in ((1, "."), (2, "None")):
+        figures_results.learning_curves(pd.DataFrame({"epoch": range(n_epochs), "loss": 1.0}), ["loss"], ax)
+        assert ax.lines[-1].get_marker() == marker
+
+
 def test_a_risk_group_has_its_colour_where_another_is_missing(ax):
     table = pd.DataFrame(
         {"group": ["low", "high"], "months": 0, "survival": 1.0, "low": 1.0, "high": 1.0, "at_risk": 3}
