@@ -123,9 +123,7 @@ def test_an_entry_larger_than_it_is_listed_is_refused_and_no_more_is_written(tmp
 
 @pytest.mark.parametrize("at", [1000, 100_000, -6])
 def test_a_damaged_tar_is_noticed_by_its_checksum(tmp_path, at):
-    noise = random.Random(0).randbytes(
-        200_000
-    )  # a stream of other noise may break so early that it is no archive at all
+    noise = random.Random(0).randbytes(200_000)  # other noise may break so early that it is no archive
     path = write_tar(tmp_path / "a.tar.gz", (tarfile.TarInfo("a"), noise))
     content = bytearray(path.read_bytes())
     content[at] ^= 255
