@@ -191,8 +191,7 @@ class FeatureExplorer(widgets.VBox):
         self.page.max = max(1, -(-len(rows) // self._n_shown))
 
     def _turn(self, _: object = None) -> None:
-        start = (self.page.value - 1) * self._n_shown
-        images = self.selected[start : start + self._n_shown]
+        images = self.selected[(self.page.value - 1) * self._n_shown :][: self._n_shown]
         self.thumbnails.value = self.table.value = ""
         if not len(images):
             return
@@ -205,10 +204,10 @@ class FeatureExplorer(widgets.VBox):
         names = self.cohort.table["class"].iloc[rows]
         cells = []
         for place, (sample, label) in enumerate(zip(self.ids[images], names, strict=True)):
-            pictures = [
+            tiles = [
                 picture(found[place], side=self._size, title=f"{name} of {sample}") for name, found in pixels.items()
             ]
-            cells.append((side_by_side(pictures), f"{sample}: {label}"))
+            cells.append((side_by_side(tiles), f"{sample}: {label}"))
         self.thumbnails.value = gallery(cells)
         self.table.value = by_image(self._points, self.ids[images]).to_html(index=False, border=0)
 
