@@ -55,12 +55,12 @@ def training(images: ImageModality, params: MocoParams) -> tuple[Callable[[], No
     """One epoch of stage 04's training, checkpoints and history included, as a call; and its MoCo."""
     moco = moco_of(params)
     step, optimizer = moco_step(moco, images, params.precision), moco_optimiser(moco, params)
-    folder = Path(tempfile.mkdtemp())
 
     def run() -> None:
         rows = torch.arange(len(images.images))
         shared = {"batch_size": params.batch_size, "schedule": lambda epoch, epochs: 1.0, "seed": 0}
-        fit(step, rows, optimizer, epochs=1, folder=folder, title="MoCo", **shared)
+        with tempfile.TemporaryDirectory() as folder:  # one with a checkpoint goes on at its end
+            fit(step, rows, optimizer, epochs=1, folder=Path(folder), title="MoCo", **shared)
 
     return run, moco
 

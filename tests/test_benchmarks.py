@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/ belongs to the project, not to the package
 
-from benchmarks import harness, machine  # noqa: E402
+from benchmarks import bench_moco, harness, machine, quick_preset  # noqa: E402
 from benchmarks.__main__ import TOPICS, main  # noqa: E402
 from benchmarks.harness import Row, Scale  # noqa: E402
+from medkd.data.views import HYBRID  # noqa: E402
+from medkd.training.inputs import ImageModality  # noqa: E402
 
 TINY = Scale("tiny", peers=False)
 
@@ -40,6 +43,22 @@ def test_load_that_slows_both_alike_leaves_the_ratio_as_it_is():
     over, under = np.array([4.0, 6.0, 5.0]), np.array([2.0, 3.0, 2.5])
     load = np.array([1.0, 7.0, 3.0])
     assert harness.ratio(list(over * load), list(under * load)) == harness.ratio(list(over), list(under))
+
+
+def test_the_training_that_is_timed_trains_each_time(monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        bench_moco,
+        "fit",
+        lambda *given, folder, **named: made.append(list(folder.iterdir()) or 1) or (folder / "x").touch(),
+    )
+    params = quick_preset.moco_params(width=0.05)
+    images = ImageModality(
+        np.zeros((4, params.image_size, params.image_size, 3), np.uint8), HYBRID, torch.device("cpu")
+    )
+    run, _ = bench_moco.training(images, params)
+    run(), run()
+    assert made == [1, 1], "a folder that holds a checkpoint makes a training of nothing"
 
 
 def test_one_repeat_has_no_spread_and_does_not_fail():
