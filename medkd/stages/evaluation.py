@@ -67,8 +67,8 @@ def evaluate(params: EvaluationParams) -> Run:
     sources = chain.sources_of(params)
     compared = [list(source[1:4]) for source in sources]  # one run may stand under two names: a student with two heads
     config = {"n_resamples": params.n_resamples, "seed": params.seed, "compared": compared}
-    if site := _site_column(context.cohort):  # of the embedding; the cohort's fingerprint does not hold it
-        config["site"] = key_of([site, *context.cohort.table[site].fillna("unknown").astype(str)])
+    if (sites := _sites_of(context.cohort)) is not None:  # of the embedding; the fingerprint does not hold them
+        config["site"] = key_of([sites.name, *sites])
     unit = Unit(params.stage, VERSION, config, context.cohort.fingerprint, [run for run, *_ in sources], "evaluation")
     return load_or_make(unit, lambda folder: _evaluate(context, sources, chain, folder))
 
@@ -138,17 +138,18 @@ def embed(
     return pd.concat(tables, ignore_index=True), pd.DataFrame(numbers)
 
 
-def _site_column(cohort: Cohort) -> str:
-    """The column that says where on the body, or in which hospital, an image was made; "" if there is none."""
-    return next((column for column in SITE_COLUMNS if column in cohort.table), "")
+def _sites_of(cohort: Cohort) -> pd.Series | None:
+    """Where on the body, or in which hospital, each image was made, by the name of its column; None without one."""
+    column = next((column for column in SITE_COLUMNS if column in cohort.table), "")
+    return cohort.table[column].fillna("unknown").astype(str) if column else None
 
 
 def _labels_of(cohort: Cohort, rows: np.ndarray) -> pd.DataFrame:
     """Names and class of the rows, and what a network may have learned instead: the site, else the patient."""
     table = cohort.table.iloc[rows].reset_index(drop=True)
     shown = table[["id", "class", "label", "patient"]]
-    if site := _site_column(cohort):
-        return shown.assign(shortcut=table[site].fillna("unknown").astype(str), shortcut_kind=site)
+    if (sites := _sites_of(cohort)) is not None:
+        return shown.assign(shortcut=sites.iloc[rows].to_numpy(), shortcut_kind=sites.name)
     if len(cohort) >= 2 * cohort.table["patient"].nunique():
         return shown.assign(shortcut=table["patient"], shortcut_kind=cohort.group)
     return shown

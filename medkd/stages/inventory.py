@@ -170,10 +170,6 @@ def _side_by_side(runs: Sequence[Run], values: Sequence[Any], *, only_different:
 def _told(value: Any, *, exact: bool) -> str:
     if value is None:
         return "–"
-    return (
-        f"{value:.4g}"
-        if isinstance(value, float) and not exact
-        else value
-        if isinstance(value, str)
-        else json.dumps(value)
-    )
+    if isinstance(value, str):
+        return value
+    return f"{value:.4g}" if isinstance(value, float) and not exact else json.dumps(value)
