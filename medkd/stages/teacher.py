@@ -140,11 +140,9 @@ def given_teacher(key: str, context: Context, fold: int) -> tuple[Run, Context]:
         )
     settings = {name: value for name, value in run.config.items() if name in TeacherParams.model_fields}
     places = {name: getattr(context.params, name) for name in ("root", "device", "split_file")}
-    if run.config["weights"] not in (
-        "",
-        IMAGENET,
-    ):  # a file: the student's, or none, as the run's own are loaded over it
-        places["weights"] = context.params.weights if run.config["weights"] == own["weights"] else ""
+    recorded = run.config["weights"]
+    if recorded not in ("", IMAGENET):  # a file: the student's, or none, as the run's own are loaded over it
+        places["weights"] = context.params.weights if recorded == own["weights"] else ""
     return run, Context.of(TeacherParams.checked(settings | places))
 
 
