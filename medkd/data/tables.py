@@ -196,10 +196,12 @@ def encode_columns(
     """
     columns: dict[str, np.ndarray] = {}
     for name in numbers:
-        words = _words(table[name])
-        known = ~words.str.lower().isin(UNKNOWN_WORDS)
-        columns[name] = pd.to_numeric(words.where(known), errors="coerce").to_numpy(np.float32)
-        wrong = words[~np.isfinite(columns[name]) & known.to_numpy()].unique().tolist()
+        column = table[name]
+        if not pd.api.types.is_any_real_numeric_dtype(column):
+            words = _words(column)
+            column = words.where(~words.str.lower().isin(UNKNOWN_WORDS))
+        columns[name] = pd.to_numeric(column, errors="coerce").to_numpy(np.float32)
+        wrong = column[~np.isfinite(columns[name]) & column.notna().to_numpy()].unique().tolist()
         if wrong:
             raise DataError(
                 f"{file} has the {name} {first_few(wrong)}, which is no number, or no finite one; correct these rows"

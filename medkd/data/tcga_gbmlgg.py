@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from medkd.data.cohort import Cohort, VectorTable
-from medkd.data.tables import existing_folder, read_table
+from medkd.data.tables import encode_columns, existing_folder, read_table, refuse_repeats
 from medkd.errors import DataError, first_few
 
 TITLE = "TCGA-GBMLGG genomics"
@@ -59,7 +59,7 @@ def read(root: str | Path) -> Cohort:
             f"{PATIENTS} and {GENOMICS} must have the same patients, and one of them lacks {first_few(apart)}; "
             "use tables of one release"
         )
-    grade = _numbers(patients[["grade"]], PATIENTS)["grade"]
+    grade = pd.Series(encode_columns(patients, numbers=["grade"], file=PATIENTS).values[:, 0], patients.index)
     outside = grade.notna() & ~grade.isin(GRADES)
     if outside.any():
         raise DataError(
@@ -102,29 +102,11 @@ def _vectors(genomics: pd.DataFrame) -> dict[str, VectorTable]:
             f"{GENOMICS} must have columns that end in _{', _'.join(KINDS)} and no others beside patient_id, but "
             f"{found}; use the publisher's file as it is"
         )
-    numbers = _numbers(genomics, GENOMICS)
-    modalities = {}
-    for name, kinds in MODALITIES.items():
-        columns = [column for column in numbers if kind[column] in kinds]
-        modalities[name] = VectorTable(numbers[columns].to_numpy(np.float32), tuple(columns))
-    return modalities
+    columns = {name: [each for each in genomics if kind[each] in kinds] for name, kinds in MODALITIES.items()}
+    return {name: encode_columns(genomics, numbers=numbers, file=GENOMICS) for name, numbers in columns.items()}
 
 
 def _by_patient(table: pd.DataFrame, file: str) -> pd.DataFrame:
     """The table with `patient_id` as its sorted index."""
-    repeated = table["patient_id"][table["patient_id"].duplicated()].unique().tolist()
-    if repeated:
-        raise DataError(f"{file} has several rows for {first_few(repeated)}; each patient needs one")
+    refuse_repeats(table, "patient_id", file=file)
     return table.set_index("patient_id").sort_index()
-
-
-def _numbers(table: pd.DataFrame, file: str) -> pd.DataFrame:
-    """The table as numbers, NaN where it is empty."""
-    numbers = table.apply(pd.to_numeric, errors="coerce")
-    text, infinite = (numbers.isna() & table.notna()).any(), np.isinf(numbers).any()
-    if (wrong := text if text.any() else infinite).any():
-        raise DataError(
-            f"{file} has {'text' if text.any() else 'infinite values'} in the column(s) "
-            f"{first_few(list(table.columns[wrong]))}, where numbers are expected; copy it again from the publisher"
-        )
-    return numbers

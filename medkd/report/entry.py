@@ -15,7 +15,7 @@ import medkd
 from medkd.errors import DataError, ParameterError
 from medkd.files import PLAIN_NAME, existing_notebook, locked, unwritable, write_json
 from medkd.paths import home
-from medkd.report.index import forget
+from medkd.report.index import replaced
 
 if TYPE_CHECKING:  # what plans waits for torch and what runs for papermill, each seconds that the other need not wait
     from medkd.data.cohort import Cohort
@@ -44,19 +44,19 @@ def run_entry(
     from medkd.report.notebooks import NotebookFailure, export_html, run_notebook
 
     start = time.monotonic()
-    forget(folder, entry.name)
     _state_path(folder, entry).unlink(missing_ok=True)  # a killed run must not pass for the one before it
     record = {"name": entry.name, "key": key, "parameters": entry.parameters}
     output = folder / "notebooks" / f"{entry.name}.ipynb"
     failure: NotebookFailure | None = None
     try:
-        run_notebook(
-            source_of(entry),
-            output,
-            entry.parameters,
-            cell_timeout=cell_timeout,
-            cwd=home() / "notebooks",
-        )
+        with replaced(folder, [entry.name]):
+            run_notebook(
+                source_of(entry),
+                output,
+                entry.parameters,
+                cell_timeout=cell_timeout,
+                cwd=home() / "notebooks",
+            )
         record |= {"state": "finished", "error": ""}
     except NotebookFailure as error:
         failure = error

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,21 @@ from medkd.errors import DataError
 
 def forget(folder: Path, stage: str) -> None:
     """Forget what an earlier execution of the stage left, so that nothing of it stands beside what this one makes."""
-    (Path(folder) / "index" / f"{stage}.json").unlink(missing_ok=True)
+    _index_file(folder, stage).unlink(missing_ok=True)
+
+
+@contextmanager
+def replaced(folder: Path, stages: list[str]) -> Iterator[None]:
+    """Inside, the stages are run anew; then the files that they made before and no longer make are taken away.
+
+    After an error they stay, though in no index.
+    """
+    before = _files(folder, stages)
+    for stage in stages:
+        forget(folder, stage)
+    yield
+    for file in before - _files(folder, stages):
+        (folder / file).unlink(missing_ok=True)
 
 
 def read_index(folder: Path) -> list[dict[str, Any]]:
@@ -39,6 +55,20 @@ def read_metrics(folder: Path) -> dict[str, dict[str, Any]]:
 def read_runs(folder: Path) -> dict[str, list[str]]:
     """Keys of the runs behind a report by stage, as `Artifacts.uses` noted them. Raises: as `read_index`."""
     return {path.stem: load_index(path).get("runs", []) for path in _index_files(folder)}
+
+
+def _files(folder: Path, stages: list[str]) -> set[str]:
+    """Figures and tables of the stages that can be told, relative to the folder."""
+    found: set[str] = set()
+    for stage in stages:
+        with suppress(FileNotFoundError, DataError):
+            entries = load_index(_index_file(folder, stage))["entries"]
+            found.update(file for entry in entries for file in entry["files"].values())
+    return found
+
+
+def _index_file(folder: Path, stage: str) -> Path:
+    return Path(folder) / "index" / f"{stage}.json"
 
 
 def _index_files(folder: Path) -> list[Path]:

@@ -20,7 +20,7 @@ from medkd.paths import reports_dir, runs_dir
 from medkd.report.artifacts import Artifacts
 from medkd.report.claims import tell_claims
 from medkd.report.figures_results import over_parts
-from medkd.report.index import forget, read_index
+from medkd.report.index import read_index, replaced
 from medkd.report.looks import class_figures, confusion_or_survival, risk_curves_by_method
 from medkd.report.page import build_page, versions
 from medkd.report.pooling import Evaluated, comparison_table, of_all_conditions, pooled_predictions, runs_behind
@@ -52,8 +52,17 @@ def build_study_report(name: str, *, n_resamples: int = 2000, say: Callable[[str
     """
     folder = reports_dir() / name
     record = read_record(folder)
-    for index in (folder / "index").glob("study.*.json"):
-        forget(folder, index.stem)
+    with replaced(folder, [index.stem for index in (folder / "index").glob("study.*.json")]):
+        cohorts = _compare_cells(folder, record, n_resamples, say)
+    if not cohorts:
+        raise DataError(f"no cell of study {name} is finished; run `medkd batch` with its file first")
+    return _page(folder, record, cohorts)
+
+
+def _compare_cells(
+    folder: Path, record: Mapping[str, Any], n_resamples: int, say: Callable[[str], Any]
+) -> dict[str, Cohort]:
+    """Tables and figures of the cells that are evaluated; their cohorts by name."""
     cohorts: dict[str, Cohort] = {}
     names = {name for cell in record["cells"] for name in cell["parameters"]}
     roots = {cohort["dataset"]: cohort["root"] for cohort in record["study"]["cohorts"]}
@@ -68,9 +77,7 @@ def build_study_report(name: str, *, n_resamples: int = 2000, say: Callable[[str
             evaluated = of_all_conditions(evaluated, say)
             _compare(evaluated, cohorts[dataset], out, references, n_resamples)
             _draw_training(evaluated, cohorts[dataset], out)
-    if not cohorts:
-        raise DataError(f"no cell of study {name} is finished; run `medkd batch` with its file first")
-    return _page(folder, record, cohorts)
+    return cohorts
 
 
 def _compare(

@@ -270,13 +270,15 @@ def test_seeds_that_a_condition_has_not_finished_are_left_out_of_the_comparison(
     assert set(table["parts"]) == {1}
 
 
-def test_nothing_of_an_earlier_comparison_stands_in_the_page(study):
+def test_nothing_of_an_earlier_comparison_stands_in_the_page_or_the_folder(study):
     record = json.loads((study / "study.json").read_text())
     for references in (["CE only"], ["GMCD [low_rank_weight=0]"]):
         (study / "study.json").write_text(json.dumps(record | {"study": record["study"] | {"references": references}}))
         build_study_report("try", n_resamples=20, say=lambda line: None)
     names = {entry["name"] for entry in read_index(study)}
     assert [name for name in names if name.startswith("against")] == ["against_GMCD_low_rank_weight_0"]
+    tables = [path.name for path in (study / "tables").glob("*against*.csv")]
+    assert tables == ["study.own-against_GMCD_low_rank_weight_0.csv"]
 
 
 def test_ties_are_methods_whose_interval_to_the_best_holds_zero():
