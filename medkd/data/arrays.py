@@ -48,9 +48,10 @@ class ArrayImages:
     def load(self, size: int) -> np.ndarray:
         """Images as uint8 RGB, shape (m, size, size, 3), bilinear with antialiasing; not to be written to."""
         if self._last is None or self._last[0] != size:
-            chosen = self._pixels[self._rows]
-            self._last = (size, chosen if chosen.shape[1:3] == (size, size) else _resize(chosen, size))
-            self._last[1].flags.writeable = False
+            same = self._pixels.shape[1:3] == (size, size)  # copied even then: the pixels may be a map of a cache file
+            loaded = self._pixels[self._rows] if same else _resize(self._pixels, self._rows, size)
+            loaded.flags.writeable = False
+            self._last = (size, loaded)
         return self._last[1]
 
     def take(self, rows: np.ndarray) -> ArrayImages:
@@ -71,13 +72,13 @@ class ArrayImages:
         return digest.hexdigest()
 
 
-def _resize(pixels: np.ndarray, size: int) -> np.ndarray:
+def _resize(pixels: np.ndarray, rows: np.ndarray, size: int) -> np.ndarray:
     import torch  # takes seconds, and who lists cohorts or reads files need not wait for it
     from torch.nn import functional as F
 
-    resized = np.empty((len(pixels), size, size, 3), np.uint8)
-    for start in range(0, len(pixels), RESIZE_CHUNK):
-        part = torch.from_numpy(pixels[start : start + RESIZE_CHUNK]).permute(0, 3, 1, 2).float()
+    resized = np.empty((len(rows), size, size, 3), np.uint8)
+    for start in range(0, len(rows), RESIZE_CHUNK):
+        part = torch.from_numpy(pixels[rows[start : start + RESIZE_CHUNK]]).permute(0, 3, 1, 2).float()
         part = F.interpolate(part, size=(size, size), mode="bilinear", antialias=True)
         resized[start : start + RESIZE_CHUNK] = part.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
     return resized

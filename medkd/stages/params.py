@@ -123,18 +123,9 @@ class StageParams(BaseModel):
                 one: a field of `SAME`, or the parameters of a stage above both.
         """
         target = self.upstream[upstream]
-        for name, value in getattr(self, upstream).items():
-            own = getattr(self, name, value)
-            why = ""
-            if name in SAME:
-                why = "see one cohort and one split, or an upstream network might have seen test samples of this stage"
-            elif name in self.upstream:
-                why = f"share the run of {self.upstream[name].stage}"
-            if why and value != own:
-                raise ParameterError(
-                    f"{self.stage}: {upstream} = {{{name!r}: {value!r}}} differs from {name} = {own!r}; leave it out "
-                    f"and set {name} itself: stages of a chain {why}"
-                )
+        self.refuse_other_split(upstream, "an upstream network might have seen test samples of this stage")
+        for name in self.upstream:
+            self._refuse_other(upstream, name, f"stages of a chain share the run of {self.upstream[name].stage}")
         handed_on = {
             name: getattr(self, name)
             for name, field in type(self).model_fields.items()
@@ -142,6 +133,27 @@ class StageParams(BaseModel):
         }
         handed_on |= {name: getattr(self, name) for name in self.upstream if name in target.model_fields}
         return target.checked(handed_on | getattr(self, upstream))
+
+    def refuse_other_split(self, overrides: str, danger: str) -> None:
+        """Of `SAME` the overrides in the field of that name may hold nothing but what this stage has.
+
+        Args:
+            overrides: name of the field.
+            danger: what could happen otherwise, for the message.
+
+        Raises:
+            ParameterError: one is different.
+        """
+        for name in SAME:
+            self._refuse_other(overrides, name, f"stages of a chain see one cohort and one split, or {danger}")
+
+    def _refuse_other(self, overrides: str, name: str, why: str) -> None:
+        given = getattr(self, overrides)
+        if name in given and given[name] != (own := getattr(self, name, given[name])):
+            raise ParameterError(
+                f"{self.stage}: {overrides} = {{{name!r}: {given[name]!r}}} differs from {name} = {own!r}; leave it "
+                f"out and set {name} itself: {why}"
+            )
 
     def config(self) -> dict[str, Any]:
         """What a result depends on: every value but where files lie, on which device, and the upstream overrides."""

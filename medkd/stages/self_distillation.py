@@ -22,7 +22,7 @@ from medkd.seeds import generator_for, seed_for
 from medkd.stages.context import Context
 from medkd.stages.moco_url import MocoParams, pretrain
 from medkd.stages.paired import tensor_rows
-from medkd.stages.params import SAME, shared, unkeyed
+from medkd.stages.params import shared, unkeyed
 from medkd.stages.pseudo_labelling import PseudoLabelParams, label_run, read_labels, refuse_tasks, url_features
 from medkd.stages.pseudo_labelling import drawn_task as draw
 from medkd.stages.rare import (
@@ -161,12 +161,7 @@ class SelfDistillationParams(ContrastParams):
             raise ParameterError(
                 f"baselines: no comparison method reads {', '.join(unread)}; leave it out, or set it in moco"
             )
-        for name, value in self.baselines.items():
-            if name in SAME and value != getattr(self, name, value):
-                raise ParameterError(
-                    f"baselines: {name} = {value!r} differs from {name} = {getattr(self, name)!r}; leave it out and "
-                    f"set {name} itself, or a comparison method might have seen query images"
-                )
+        self.refuse_other_split("baselines", "a comparison method might have seen query images")
         url = self.of("moco").model_dump(include=set(BaselineParams.model_fields))
         return BaselineParams.checked(url | {"by_lesion": self.by_lesion} | self.baselines)
 
