@@ -1,6 +1,7 @@
 """The embedding of stage 07: which images, which plane, which shortcut; UMAP itself is tested with the evaluation."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -81,3 +82,21 @@ def test_patients_with_an_image_each_are_no_shortcut(cohort):
     single = dataclasses.replace(cohort, table=cohort.table.assign(patient=cohort.table["id"]))
     table, separation = embed(single, {"KD": features_of(np.arange(24))}, "KD")
     assert "shortcut" not in table and separation["labels"].tolist() == ["class"]
+
+
+def test_an_evaluation_is_made_anew_where_sites_were_changed(cohort, monkeypatch):
+    keys = []
+    monkeypatch.setattr(evaluation, "chain_of", lambda dataset, root: "paired")
+    monkeypatch.setattr(evaluation.evaluation_paired, "sources_of", lambda params: [])
+    monkeypatch.setattr(evaluation, "load_or_make", lambda unit, make: keys.append(unit.key))
+    for columns in (
+        {},
+        {"site": ["back", "leg"] * 12},
+        {"site": ["leg", "back"] * 12},
+        {"region": ["leg", "back"] * 12},
+    ):
+        changed = dataclasses.replace(cohort, table=cohort.table.assign(**columns))
+        for _ in range(2):
+            monkeypatch.setattr(evaluation.Context, "of", lambda params, it=changed: SimpleNamespace(cohort=it))
+            evaluation.evaluate(evaluation.EvaluationParams())
+    assert keys[::2] == keys[1::2] and len(set(keys)) == 4
