@@ -155,25 +155,25 @@ def dispersion_temperatures(
 
     Args:
         dispersion: v, shape (n_way,), non-negative.
-        gamma: strength, 0 to 1; 0 switches the correction off.
+        gamma: strength, 0 to below 1 (a class without any spread would have temperature 0); 0 switches it off.
         form: the paper's equations or the released code's.
 
     Raises:
-        ParameterError: if `form` is unknown or `gamma` lies outside [0, 1].
+        ParameterError: if `form` is unknown or `gamma` lies outside [0, 1).
 
     Source:
         Sun et al. 2024, eq. 7 and 8, and its released code.
     """
     if form not in ("paper", "released"):
         raise ParameterError(f'form "{form}" of the temperatures is unknown; use "paper" or "released"')
-    if not 0 <= gamma <= 1:
-        raise ParameterError(f"gamma must lie between 0 and 1, got {gamma}; the paper uses 0.1")
+    if not 0 <= gamma < 1:
+        raise ParameterError(f"gamma must lie between 0 and below 1, got {gamma}; the paper uses 0.1")
     # all-zero dispersion (collapsed features) must give equal temperatures, not 0 / 0
     share = dispersion / dispersion.sum().clamp(min=torch.finfo(dispersion.dtype).tiny)
     if form == "paper":
         return 1 - gamma * (share.max() - share)  # beta_n + 1 - max_j beta_j, without the round-off
     beta = gamma * len(share) * share + (1 - gamma)
-    return torch.ones_like(beta) if gamma == 1 and not share.any() else beta / beta.max()
+    return beta / beta.max()
 
 
 def _check(logits: Tensor, target: Tensor, mix: float) -> None:

@@ -117,9 +117,13 @@ def trunk(name: str, weights: str | Path = "", *, width: float = 1.0) -> tuple[n
 
 @cache
 def trunk_width(name: str, width: float = 1.0) -> int:
-    """Length d of the features that `trunk` gives; takes no memory. Errors as in `build_image_encoder`."""
-    with torch.device("meta"):
-        model, head = _build_backbone(name, 1, width, 1)
+    """Length d of the features that `trunk` gives. Errors as in `build_image_encoder`."""
+    try:
+        with torch.device("meta"):  # takes no memory
+            model, head = _build_backbone(name, 1, width, 1)
+    except NotImplementedError:  # some read their own weights while they are built
+        with torch.random.fork_rng(devices=[]):
+            model, head = _build_backbone(name, 1, width, 1)
     return model.get_submodule(head).in_features
 
 
@@ -233,6 +237,8 @@ def _timm_model(name: str, dim: int) -> tuple[nn.Module, str]:
     import timm
 
     model = timm.create_model(name, pretrained=False, num_classes=dim)
+    if not hasattr(model, "get_classifier"):
+        raise ParameterError(f'timm\'s "{name}" has no classifier to put a linear layer in place of; choose another')
     last = model.get_classifier()
     if isinstance(last, nn.Linear) and last.out_features == dim:
         return model, next(key for key, module in model.named_modules() if module is last)

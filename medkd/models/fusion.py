@@ -67,21 +67,17 @@ class ConcatFusion(nn.Module):
     Args:
         dim1: features of the first input. dim2: of the second.
         out_dim: fused features.
-        skip: show both inputs, beside the fused features, to a second encoder (as `BilinearFusion` does).
-        dropout: rate of every dropout, 0 to below 1.
+        dropout: rate of the dropout, 0 to below 1.
     """
 
-    def __init__(self, dim1: int, dim2: int, out_dim: int, *, skip: bool = False, dropout: float = 0.1) -> None:
+    def __init__(self, dim1: int, dim2: int, out_dim: int, *, dropout: float = 0.1) -> None:
         super().__init__()
         self.encoder1 = _encoder(dim1 + dim2, out_dim, dropout)
-        self.encoder2 = _encoder(out_dim + dim1 + dim2, out_dim, dropout) if skip else None
         _initialise(self)
 
     def forward(self, x1: Tensor, x2: Tensor) -> Tensor:
         """Fused features, shape (n, out_dim); row i of both inputs is one sample."""
-        both = torch.cat([x1, x2], dim=1)
-        fused = self.encoder1(both)
-        return fused if self.encoder2 is None else self.encoder2(torch.cat([fused, both], dim=1))
+        return self.encoder1(torch.cat([x1, x2], dim=1))
 
 
 class LowRankFusion(nn.Module):
@@ -95,16 +91,13 @@ class LowRankFusion(nn.Module):
         dim1: features of the first input. dim2: of the second.
         out_dim: fused features.
         rank: terms of the sum, at least 1; 4 is the published default.
-        skip: show both inputs, beside the fused features, to a second encoder (as `BilinearFusion` does).
-        dropout: rate of every dropout, 0 to below 1.
+        dropout: rate of the dropout, 0 to below 1.
 
     Source:
         Liu et al. 2018, arXiv:1806.00064, with a learned weight for each rank.
     """
 
-    def __init__(
-        self, dim1: int, dim2: int, out_dim: int, *, rank: int = 4, skip: bool = False, dropout: float = 0.1
-    ) -> None:
+    def __init__(self, dim1: int, dim2: int, out_dim: int, *, rank: int = 4, dropout: float = 0.1) -> None:
         super().__init__()
         if rank < 1:
             raise ParameterError(f"rank={rank} of the low-rank fusion must be at least 1")
@@ -113,13 +106,11 @@ class LowRankFusion(nn.Module):
         self.weight = nn.Parameter(torch.randn(rank) * rank**-0.5)  # w
         self.bias = nn.Parameter(torch.zeros(out_dim))
         self.finish = nn.Sequential(nn.BatchNorm1d(out_dim), nn.ReLU(), nn.Dropout(dropout))
-        self.encoder2 = _encoder(out_dim + dim1 + dim2, out_dim, dropout) if skip else None
         _initialise(self)
 
     def forward(self, x1: Tensor, x2: Tensor) -> Tensor:
         """Fused features, shape (n, out_dim); row i of both inputs is one sample."""
-        fused = self.finish(self.mixed(x1, x2))
-        return fused if self.encoder2 is None else self.encoder2(torch.cat([fused, x1, x2], dim=1))
+        return self.finish(self.mixed(x1, x2))
 
     def mixed(self, x1: Tensor, x2: Tensor) -> Tensor:
         """The low-rank map of the outer product itself, before batch norm, shape (n, out_dim), of either sign."""
@@ -129,7 +120,7 @@ class LowRankFusion(nn.Module):
 
 
 FUSIONS = {"bilinear": BilinearFusion, "concat": ConcatFusion, "lmf": LowRankFusion}
-"""Fusions by name; each is made by (dim1, dim2, out_dim) and takes `skip` and `dropout`."""
+"""Fusions by name; each is made by (dim1, dim2, out_dim) and takes `dropout`."""
 
 
 def _encoder(in_dim: int, out_dim: int, dropout: float) -> nn.Sequential:

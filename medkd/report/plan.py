@@ -51,6 +51,8 @@ _PAPER_STUDENT = {"n_positives": 300, "n_negatives": 1024}
 _FROZEN = {"encoder": "tf_efficientnet_lite0", "weights": "imagenet", "frozen": True, "image_size": 128}
 _PAPER_PHANTOM = {"*": _PAPER | _FROZEN | {"image_size": 64}, "distillation": _PAPER_STUDENT | {"keep": "last"}}
 _PAPER_MILK = {"*": _PAPER | _FROZEN | {"batch_size": 64, "balanced": True}, "distillation": _PAPER_STUDENT}
+_PAPER_RARE = {"image_size": 224, "width": 1.0, "epochs": 200, "batch_size": 16, "lr": 0.03, "warmup_epochs": 0}
+_PAPER_RARE |= {"schedule": "step", "momentum": 0.999, "k_shots": [1, 3, 5], "n_tasks": 3}
 PRESETS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
     "quick": SETTINGS,
     "paper": {
@@ -58,11 +60,13 @@ PRESETS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
         "milk10k-5": _PAPER_MILK,
         "milk10k": _PAPER_MILK,
         "tcga-gbmlgg": TCGA,
+        "isic2018": {"*": _PAPER_RARE, "self_distillation": {"dic_every": 10}},
     },
 }
 """Settings by preset. "paper" has the constants of Xing et al. 2023 (five folds, 30 epochs, batch 16, Adam 5e-4, 300
 candidates, 1,024 negatives) at an image size and with an encoder that two CPU cores can carry; MILK10k trains heads on
-frozen features in batches of 64 with balanced classes, and TCGA's genomic network has rates of its own."""
+frozen features in batches of 64 with balanced classes, and TCGA's genomic network has rates of its own. For ISIC 2018
+it has those of Sun et al. 2021 and 2024 (MoCo v1 on four GPUs), which are work for a GPU."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 
 from medkd.data.cohort import Cohort
-from medkd.errors import DataError
+from medkd.errors import DataError, ParameterError
 from medkd.evaluation.predict import predict
 from medkd.files import write_table
 from medkd.seeds import generator_for
@@ -76,7 +76,7 @@ class DistillationParams(OptimiserParams):
     modulation: Literal["threshold", "soft", "none"] = Field(
         "threshold", description='GKM: "threshold" counts agreeing gradients, "soft" sums cosines, "none" is off'
     )
-    modulation_threshold: float = Field(0.1, description="cosine above which two gradients agree (GKM)")
+    modulation_threshold: float = Field(0.1, description="cosine above which two gradients agree (GKM)", ge=0, lt=1)
     modulation_momentum: float = Field(0.5, description="momentum of the GKM weights", ge=0, lt=1)
     momentum: float = Field(0.99, description="largest momentum of the student's momentum copy", ge=0, lt=1)
     teacher: dict = Field({}, description="parameters of 02_teacher_training that differ from its defaults")
@@ -92,6 +92,12 @@ class DistillationParams(OptimiserParams):
         params = super().checked(values)
         if params.ablations or "gmcd" in params.methods:
             params.recipe("gmcd")
+        mapped = [name for name in params.methods if name in BASELINES and BASELINES[name].maps]
+        if mapped and params.frozen:
+            raise ParameterError(
+                f"{params.stage}: methods {', '.join(mapped)} compare feature maps, and with frozen = True there are "
+                "none in training; set frozen = False or leave them out"
+            )
         for name in params.ablations:
             _ablated(params, name).of("teacher")
         return params

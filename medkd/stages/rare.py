@@ -50,7 +50,7 @@ class RareParams(StageParams):
 
 
 class ContrastParams(RareParams):
-    """Parameters of a training run with the contrastive loss; `PAPER` and `MOCO_V2` hold published settings."""
+    """Parameters of a training run with the contrastive loss; published settings: `MOCO_V2`, and the preset "paper"."""
 
     epochs: int = Field(10, description="passes over the common classes (paper: 200)", ge=1)
     batch_size: int = Field(64, description="images per step (paper: 16)", ge=2)
@@ -91,18 +91,6 @@ def refuse_parts_of_one(params: ContrastParams) -> None:
             f"{params.batch_size}; lower bn_splits or raise batch_size"
         )
 
-
-PAPER = {
-    "image_size": 224,
-    "width": 1.0,
-    "epochs": 200,
-    "batch_size": 16,
-    "lr": 0.03,
-    "schedule": "step",
-    "warmup_epochs": 0,
-    "momentum": 0.999,
-}
-"""Where quick settings and Sun et al. 2021 and 2024 differ (MoCo v1 on ISIC 2018, four GPUs), stages 04 and 06."""
 
 MOCO_V2 = {"projection": "mlp", "schedule": "cosine", "augmentation": "strong", "temperature": 0.2}
 """MoCo v2's changes (Chen et al. 2020, arXiv:2003.04297)."""

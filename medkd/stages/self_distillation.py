@@ -122,7 +122,7 @@ class SelfDistillationParams(ContrastParams):
     classification_weight: float = Field(
         1.0, description="weight of the classification (or L1) loss beside the contrastive one (paper: 1)", gt=0
     )
-    gamma: float = Field(0.1, description="strength of the imbalance correction (DIC, DDL)", gt=0, le=1)
+    gamma: float = Field(0.1, description="strength of the imbalance correction (DIC, DDL)", gt=0, lt=1)
     temperature_form: Literal["paper", "released"] = Field(
         "paper", description='temperatures of DIC and DDL: "paper" (its equations) or "released" (its code)'
     )
@@ -144,10 +144,16 @@ class SelfDistillationParams(ContrastParams):
         params = super().checked(values)
         params.baseline_params()
         refuse_parts_of_one(params)
-        if params.of("moco").objective != "moco":
+        if (url := params.of("moco")).objective != "moco":
             raise ParameterError(
                 'moco: objective = "simclr" would stand as "MoCo + LR" in every table; leave it out, and put "simclr" '
                 "into methods"
+            )
+        lengths = [each.projection if each.projection == "linear" else each.encoder for each in (params, url)]
+        if "reg" in params.methods and lengths[0] != lengths[1]:
+            raise ParameterError(
+                f'methods "reg" compares features with those of the URL run, which have another length: projection '
+                f'"{params.projection}" here and "{url.projection}" in moco; set both alike'
             )
         return params
 

@@ -94,14 +94,17 @@ def write_checkpoint(
 def read_checkpoint(
     folder: Path, step: Step, optimizer: torch.optim.Optimizer, generator: torch.Generator
 ) -> Position | None:
-    """Restore the newest checkpoint that is whole; warns of each that is not. None if there is none."""
+    """Restore the newest checkpoint that is whole and fits; warns of each that does not. None if there is none."""
     for _, path in _found(folder):
         try:
             record = json.loads(path.read_text())
             tensors = _checked_tensors(path.with_suffix(".safetensors"), record.pop("sha256"))
+            if _shapes(_under(tensors, "modules.")) != _shapes(step.modules.state_dict()):
+                raise ValueError("it holds the state of another version's networks")
         except (OSError, ValueError, KeyError) as error:
             warnings.warn(
-                f"{path.with_suffix('')} is damaged ({error}); going on from the checkpoint before it", stacklevel=3
+                f"{path.with_suffix('')} cannot be used ({error}); going on from the one before it, or from the start",
+                stacklevel=3,
             )
             continue
         _restore(tensors, step, optimizer, generator)
@@ -133,6 +136,10 @@ def _checked_tensors(path: Path, expected: str) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     return load_file(path)
+
+
+def _shapes(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: getattr(value, "shape", None) for name, value in state.items()}
 
 
 def _restore(

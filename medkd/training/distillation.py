@@ -92,14 +92,15 @@ class DistillationStep(Step):
         recipe, dim = self.recipe, self.student.classifier.in_features
         self.terms = GMCD_TERMS if recipe.n_teachers == 2 else GMCD_TERMS[::2]
         targets = ("teacher", "momentum")[: recipe.n_teachers]
-        self.copy = MomentumCopy(self.student)
         self.contrast = nn.ModuleDict(
             {
                 name: ContrastiveDistillation(len(train_rows), dim, dim, embed_dim=dim, generator=generator)
                 for name in targets
             }
         ).to(self.device)
-        self.modules.update({"copy": self.copy, "contrast": self.contrast})
+        self.modules["contrast"] = self.contrast
+        if recipe.n_teachers == 2:
+            self.copy = self.modules["copy"] = MomentumCopy(self.student)
         self.learned += list(self.contrast.parameters())
         self.modulation: GradientModulation | None = None
         if recipe.modulation != "none":
@@ -187,7 +188,7 @@ class DistillationStep(Step):
 
     def after_step(self) -> None:
         """Move the student's momentum copy; its first move copies the student."""
-        if self.recipe.method == "gmcd":
+        if "copy" in self.modules:
             self.copy.update(self.student, warmup_momentum(int(self.modules.n_steps), self.recipe.momentum))
             self.modules.n_steps += 1
 

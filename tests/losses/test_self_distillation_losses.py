@@ -129,9 +129,10 @@ def test_refuses_class_numbers_where_soft_rows_are_needed():
         lambda: pseudo_label_loss(UNIFORM, FIRST, mix=1.2),
         lambda: dispersion(UNIFORM, torch.zeros(1, dtype=torch.long), 3, kind="range"),
         lambda: dispersion_temperatures(torch.ones(3), gamma=2.0),
+        lambda: dispersion_temperatures(torch.tensor([15.0, 0, 0]), gamma=1.0),  # temperatures of 0
         lambda: dispersion_temperatures(torch.ones(3), form="ours"),
     ],
-    ids=["mix", "kind", "gamma", "form"],
+    ids=["mix", "kind", "gamma", "gamma of one", "form"],
 )
 def test_refuses_settings_out_of_range(call):
     with pytest.raises(ParameterError):

@@ -149,6 +149,22 @@ def test_trunk_gives_what_the_last_linear_layer_would_see(name, tmp_path):
     torch.testing.assert_close(backbone.eval()(images), seen[0])
 
 
+def test_a_model_that_reads_its_own_weights_when_built_has_a_trunk_width_and_draws_no_numbers():
+    state = torch.get_rng_state()
+    assert trunk_width("regnet_y_400mf") == trunk("regnet_y_400mf")[1] == 440
+    torch.set_rng_state(state)
+    trunk_width.cache_clear()
+    trunk_width("regnet_y_400mf")
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.skipif(not HAS_TIMM, reason="needs timm")
+def test_a_timm_model_without_a_classifier_is_refused(monkeypatch):
+    monkeypatch.setattr("timm.create_model", lambda name, **settings: torch.nn.Linear(2, 2))
+    with pytest.raises(ParameterError, match='timm\'s "tf_efficientnet_lite0" has no classifier'):
+        build_image_encoder(TIMM)
+
+
 def test_width_of_a_torchvision_model_is_refused():
     with pytest.raises(ParameterError, match='width=0.5 has no meaning for "resnet18"'):
         build_image_encoder("resnet18", width=0.5)

@@ -43,11 +43,10 @@ def test_linear_weights_start_with_variance_one_over_fan_in():
 
 
 @pytest.mark.parametrize("fusion_class", FUSIONS.values())
-@pytest.mark.parametrize("skip", [False, True])
-def test_output_is_non_negative_and_depends_on_both_inputs(fusion_class, skip):
+def test_output_is_non_negative_and_depends_on_both_inputs(fusion_class):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        fusion = fusion_class(DIM1, DIM2, OUT, skip=skip, dropout=0.0)
+        fusion = fusion_class(DIM1, DIM2, OUT, dropout=0.0)
     x1, x2 = (x.abs().requires_grad_() for x in inputs())
     out = fusion(x1, x2)
     assert out.shape == (6, OUT) and out.min() >= 0
@@ -62,9 +61,8 @@ def test_concat_fusion_is_one_encoder_on_both_inputs():
     torch.testing.assert_close(fusion(x1, x2), expected)
 
 
-@pytest.mark.parametrize("skip", [False, True])
-def test_low_rank_fusion_equals_the_full_weight_tensor_on_the_outer_product(skip):
-    fusion, (x1, x2) = LowRankFusion(DIM1, DIM2, OUT, rank=3, skip=skip).eval(), inputs()
+def test_low_rank_fusion_equals_the_full_weight_tensor_on_the_outer_product():
+    fusion, (x1, x2) = LowRankFusion(DIM1, DIM2, OUT, rank=3).eval(), inputs()
     torch.nn.init.normal_(fusion.bias)
     tensor = torch.zeros(OUT, DIM1 + 1, DIM2 + 1)
     for w, u, v in zip(fusion.weight, fusion.factor1, fusion.factor2, strict=True):
@@ -74,8 +72,6 @@ def test_low_rank_fusion_equals_the_full_weight_tensor_on_the_outer_product(skip
         product = torch.outer(torch.cat([a, torch.ones(1)]), torch.cat([b, torch.ones(1)]))
         mixed = (tensor * product).sum(dim=(1, 2)) + fusion.bias
         expected = (mixed / (1 + 1e-5) ** 0.5).relu()
-        if skip:
-            expected = (fusion.encoder2[0](torch.cat([expected, a, b])) / (1 + 1e-5) ** 0.5).relu()
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 

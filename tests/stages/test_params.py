@@ -52,6 +52,12 @@ def test_a_stage_without_any_student_is_refused():
     [
         (DistillationParams, {"n_positives": 10}, "n_selected = 20 positives cannot be kept of n_positives = 10"),
         (DistillationParams, {"ablations": ["no momentum views"], "teacher": {"n_views": 8}}, "set it to 4"),
+        (
+            DistillationParams,
+            {"frozen": True, "methods": ["ce", "at"]},
+            "methods at compare feature maps, and with frozen",
+        ),
+        (DistillationParams, {"modulation_threshold": 1.5}, "modulation_threshold = 1.5 is not allowed"),
         (TeacherParams, {"mu": 2.0}, "mu = 2 lies above max_mu = 1"),
         (MocoParams, {"batch_size": 5}, "bn_splits = 4 leaves a part of one image of batch_size = 5"),
         (MocoParams, {"batch_size": 4}, "leaves a part of one image"),

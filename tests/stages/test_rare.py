@@ -15,6 +15,7 @@ from medkd.data.episodes import draw_task
 from medkd.data.folds import split_rows
 from medkd.errors import DataError, ParameterError
 from medkd.files import write_json, write_table
+from medkd.report.plan import plan
 from medkd.stages import (
     EvaluationParams,
     MocoParams,
@@ -30,7 +31,7 @@ from medkd.stages.context import Context, cohort_of
 from medkd.stages.evaluation_rare import sources_of
 from medkd.stages.moco_url import _probe_rows
 from medkd.stages.pseudo_labelling import read_labels, rows_by_id, task_of
-from medkd.stages.rare import DIM, MOCO_V2, PAPER, build_encoder, build_moco, schedule_of, trained_encoder
+from medkd.stages.rare import DIM, MOCO_V2, build_encoder, build_moco, schedule_of, trained_encoder
 from medkd.stages.rare_baselines import N_ROTATIONS, BaselineParams, oracle_runs, refuse_methods
 from medkd.stages.self_distillation import METHODS
 from medkd.stages.store import Run
@@ -42,11 +43,15 @@ STUDENT = {"epochs": 1, "batch_size": 128, "queue_size": 100, "dic_every": 1}
 
 def test_paper_settings_are_those_of_the_paper_and_valid():
     """Sun et al. 2021: lr .03, batch 16 on four GPUs, 200 epochs with steps at 120 and 160, m .999, L 1280, tau .07."""
-    params = MocoParams.checked(PAPER)
+    found = {entry.notebook: entry.parameters for entry in plan(["isic2018"], report="p", overrides={}, preset="paper")}
+    params = MocoParams.checked(found["04_moco_url"])
     assert (params.lr, params.batch_size, params.epochs, params.bn_splits) == (0.03, 16, 200, 4)
     assert (params.momentum, params.queue_size, params.temperature) == (0.999, 1280, 0.07)
     assert (params.projection, params.augmentation, params.warmup_epochs) == ("linear", "paper", 0)
-    assert SelfDistillationParams.checked(PAPER).warmup_epochs == 0
+    student = SelfDistillationParams.checked(found["06_self_distillation"])
+    assert (student.lr, student.epochs, student.warmup_epochs, student.dic_every) == (0.03, 200, 0, 10)
+    assert (student.mix, student.gamma, student.k_shots, student.n_tasks) == (0.7, 0.1, [1, 3, 5], 3)
+    assert student.of("moco").config() == params.config()
     factors = [round(schedule_of(params)(epoch, 200), 6) for epoch in (0, 119, 120, 160)]
     assert factors == [1, 1, 0.1, 0.01]
 
@@ -89,6 +94,9 @@ def test_wrong_parameters_are_refused_before_anything_is_trained():
         SelfDistillationParams.checked({"methods": ["maml"]})
     with pytest.raises(ParameterError, match='unknown parameter "oracle_epoch" for 06_baselines; did you mean'):
         SelfDistillationParams.checked({"baselines": {"oracle_epoch": 3}})
+    with pytest.raises(ParameterError, match='"reg" compares features .* another length: projection "linear" here and'):
+        SelfDistillationParams.checked({"methods": ["reg"], "moco": {"projection": "mlp"}})
+    assert SelfDistillationParams.checked({"methods": ["reg"], "projection": "mlp", "moco": {"projection": "mlp"}})
     for name, value in (("seed", 1), ("by_lesion", False), ("dataset", "phantom-glioma")):
         with pytest.raises(ParameterError, match=f"baselines = .*{name}.* leave it out and set {name} itself"):
             SelfDistillationParams.checked({"baselines": {name: value}})

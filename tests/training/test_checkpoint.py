@@ -193,7 +193,7 @@ def drop_tensors(newest):
 def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(tmp_path, whole, damage):
     damage(stop_with_two_checkpoints(tmp_path)[-1])
     resumed = QueueStep()
-    with pytest.warns(UserWarning, match=r"checkpoint\.7 is damaged .*going on from the checkpoint before it"):
+    with pytest.warns(UserWarning, match=r"checkpoint\.7 cannot be used .*going on from the one before it"):
         history = train(resumed, tmp_path)
     assert_equal_runs(history, resumed, whole)
     assert resumed.n == STEPS * EPOCHS - 6
@@ -203,8 +203,19 @@ def test_with_both_damaged_the_run_starts_over(tmp_path, whole):
     for record in stop_with_two_checkpoints(tmp_path):
         truncate_record(record)
     resumed = QueueStep()
-    with pytest.warns(UserWarning, match="is damaged"):
+    with pytest.warns(UserWarning, match="cannot be used"):
         history = train(resumed, tmp_path)
+    assert_equal_runs(history, resumed, whole)
+    assert resumed.n == STEPS * EPOCHS
+
+
+def test_a_checkpoint_of_other_networks_is_told_and_nothing_of_it_is_taken(tmp_path, whole):
+    stop_with_two_checkpoints(tmp_path)
+    resumed = QueueStep()
+    resumed.modules.register_buffer("more", torch.zeros(2))
+    with pytest.warns(UserWarning, match="cannot be used .*another version's networks"):
+        history = train(resumed, tmp_path)
+    del resumed.modules.more
     assert_equal_runs(history, resumed, whole)
     assert resumed.n == STEPS * EPOCHS
 

@@ -172,7 +172,10 @@ def test_soft_modulation_is_four_times_the_row_sums_of_the_cosines(data):
 def test_without_modulation_every_term_counts_once_and_a_single_teacher_leaves_two(data):
     loss, terms = student_step(data, "gmcd", modulation="none").loss(torch.arange(8), 0.0)
     assert loss.item() == pytest.approx(terms["ce"].item() + sum(terms[name].item() for name in GMCD_TERMS), rel=1e-5)
-    _, single = student_step(data, "gmcd", n_teachers=1).loss(torch.arange(8), 0.0)
+    alone = student_step(data, "gmcd", n_teachers=1)
+    assert "copy" not in alone.modules  # its own momentum copy teaches nothing then
+    _, single = alone.loss(torch.arange(8), 0.0)
+    alone.after_step()
     assert {name for name in single if not name.startswith("weight_")} == {"ce", "kd_teacher", "contrast_teacher"}
 
 
