@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 
@@ -15,7 +16,19 @@ def duration(seconds: float) -> str:
 
 
 def with_interval(value: Any, low: Any, high: Any, form: str = ".3f") -> str:
-    """A value and the interval around it: "0.812 (0.755 to 0.861)"; `form` formats each of the three."""
+    """A value and the interval around it: "0.812 (0.755 to 0.861)"; the value alone where there is none (nan).
+
+    Args:
+        value: a number.
+        low: lower bound.
+        high: upper bound.
+        form: format of each; one digit more where a bound would be told as zero and is not.
+    """
+    if low != low or high != high:
+        return f"{value:{form}}"
+    if any(bound and not float(f"{bound:{form}}") for bound in (low, high)):
+        form = re.sub(r"\d+", lambda digits: str(int(digits[0]) + 1), form)
+    value, low, high = (number if float(f"{number:{form}}") else 0.0 for number in (value, low, high))  # no -0.000
     return f"{value:{form}} ({low:{form}} to {high:{form}})"
 
 

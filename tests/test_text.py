@@ -24,7 +24,9 @@ def test_a_time_has_the_two_largest_of_its_units(seconds, told):
 def test_an_interval_stands_in_brackets_behind_its_value():
     assert with_interval(0.8124, 0.7, np.float64(0.9)) == "0.812 (0.700 to 0.900)"
     assert with_interval(-1.25, -2.0, 0.5, "+.1f") == "-1.2 (-2.0 to +0.5)"
-    assert with_interval("0.8", "0.7", "0.9", "") == "0.8 (0.7 to 0.9)"
+    assert with_interval(-0.0002, -0.0021, -0.0003, "+.3f") == "-0.0002 (-0.0021 to -0.0003)"
+    assert with_interval(0.0, -0.00001, 0.1, "+.1f") == "+0.00 (+0.00 to +0.10)"
+    assert with_interval(0.5, float("nan"), float("nan")) == "0.500"
 
 
 def test_settings_read_as_a_command_line_takes_them():

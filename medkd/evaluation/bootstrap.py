@@ -44,8 +44,8 @@ def intervals(scorer: Scorer, n: int, groups: np.ndarray, *, n_resamples: int = 
     """Metrics with 95% percentile intervals from resampled patients.
 
     A class that is missing from a resample is left out of that resample's mean over classes. The calibration error
-    of a resample is larger than that of all images on average (repeats add noise to every bin), so its interval can
-    lie above its value.
+    of a resample is larger than that of all images on average (repeats add noise to every bin), so that of "ece" is
+    turned around its value (2 value - percentile, at least 0).
 
     Args:
         scorer: of the predictions, such as `medkd.evaluation.scorers.classification_scorer` makes.
@@ -63,11 +63,15 @@ def intervals(scorer: Scorer, n: int, groups: np.ndarray, *, n_resamples: int = 
         DataError: if the groups do not fit or one is missing.
 
     Source:
-        Percentile interval: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", section 13.3.
+        Percentile interval: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", section 13.3; turned around
+        ("basic"): Davison and Hinkley 1997, "Bootstrap Methods and their Application", section 5.2.
     """
     values = scorer(np.ones((n, 1)))
     (resampled,) = _resampled([scorer], n, groups, list(values), n_resamples, seed)
-    rows = {name: (values[name][0], *_interval(resampled[name])) for name in values}
+    rows = {name: (values[name][0], *percentile_interval(resampled[name])) for name in values}
+    if "ece" in rows:
+        value, low, high = rows["ece"]
+        rows["ece"] = (value, max(0.0, 2 * value - high), 2 * value - low) if low == low else rows["ece"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high"])
 
 
@@ -105,7 +109,7 @@ def paired_intervals(
         for name in names:
             difference = (values[method][name][0] - values[minus][name][0]).round(DECIMALS) + 0.0  # no -0
             each = (resampled[method][name] - resampled[minus][name]).round(DECIMALS)
-            rows.append((method, minus, name, difference, *_interval(each), _p_value(each)))
+            rows.append((method, minus, name, difference, *percentile_interval(each), _p_value(each)))
     return pd.DataFrame(rows, columns=["method", "minus", "metric", "difference", "low", "high", "p_value"])
 
 
@@ -152,7 +156,7 @@ def _resampled(
     ]
 
 
-def _interval(values: np.ndarray) -> tuple[float, float]:
+def percentile_interval(values: np.ndarray) -> tuple[float, float]:
     """95% percentile interval of the values that are defined."""
     known = values[np.isfinite(values)]
     if not len(known):

@@ -54,14 +54,14 @@ def summarise(predictions: pd.DataFrame, *, n_resamples: int = 2000, seed: int =
 
     Returns:
         Columns setting, method, level, metric, value, low, high (95% interval over all parts together),
-        mean_over_parts, sd_over_parts, n_parts, n (samples of this level). Metrics are all of
+        mean_over_parts, sd_over_parts, n_parts (those that have a value), n (samples of this level). Metrics are all of
         `classification_metrics`, those of class i as f1_<i> and recall_<i>; of survival c_index. AUC and average
         precision are means over parts, and in the C-index only pairs within a part count: scores of two networks have
         no common scale. All others pool the parts' samples. Classes without samples are nan, and left out of the mean
-        and SD where only some parts lack them.
+        and SD where only some parts lack them; f1_<i> and recall_<i> of a class of one patient have no interval.
 
     Raises:
-        DataError: if a column or a name is missing, or samples of one group differ in what is predicted.
+        DataError: if a column, a name or a score is missing, or samples of one group differ in what is predicted.
     """
     tables = []
     for (setting, method), group in predictions.groupby(["setting", "method"], sort=False):
@@ -69,6 +69,10 @@ def summarise(predictions: pd.DataFrame, *, n_resamples: int = 2000, seed: int =
             frame = _pooled(group, level)
             (scorer,) = _scorers({method: frame}).values()
             table = intervals(scorer, len(frame), frame["patient"].to_numpy(), n_resamples=n_resamples, seed=seed)
+            if not is_survival(frame):
+                patients = frame.groupby("label")["patient"].nunique()
+                alone = [f"{kind}_{c}" for c in patients.index[patients < 2] for kind in ("f1", "recall")]
+                table.loc[alone, ["low", "high"]] = np.nan
             each = pd.DataFrame(scorer(_indicators(frame["part"])))
             tables.append(
                 table.rename_axis("metric")
@@ -79,7 +83,7 @@ def summarise(predictions: pd.DataFrame, *, n_resamples: int = 2000, seed: int =
                     level=level,
                     mean_over_parts=each.mean().to_numpy(),
                     sd_over_parts=each.std(ddof=1).to_numpy(),
-                    n_parts=len(each),
+                    n_parts=each.count().to_numpy(),
                     n=len(frame),
                 )
             )
@@ -137,8 +141,8 @@ def differences(
         `bootstrap.paired_intervals`), over_parts with over_parts_low and over_parts_high (mean of the parts'
         differences with its 95% interval by Student's t: what another draw of tasks would change, where the resamples
         hold what other patients would; too narrow over folds, which share training data), wins and losses (parts in
-        which the method's value is above, or below, the other's; for ece, where less is better, it is the other way
-        round), n_parts, n (samples of this level). Empty where there is nothing to compare.
+        which the method's value is better, or worse, than the other's: above it, of ece below it), n_parts (those in
+        which both have a value), n (samples of this level). Empty where there is nothing to compare.
 
     Raises:
         ParameterError: if `level`, a metric, the reference or a method of `extra_pairs` is unknown.
@@ -184,13 +188,14 @@ def differences(
             ahead = np.array(
                 [parts[row.method][row.metric] - parts[row.minus][row.metric] for row in table.itertuples()]
             ).round(DECIMALS)
+            better = np.where((table["metric"] == "ece").to_numpy()[:, None], -ahead, ahead)
             table = table.assign(
                 setting=setting,
                 level=each_level,
                 **_over_parts(ahead),
-                wins=(ahead > 0).sum(axis=1),
-                losses=(ahead < 0).sum(axis=1),
-                n_parts=frame["part"].nunique(),
+                wins=(better > 0).sum(axis=1),
+                losses=(better < 0).sum(axis=1),
+                n_parts=np.isfinite(ahead).sum(axis=1),
                 n=len(frame),
             )
             tables.append(table)
@@ -214,6 +219,8 @@ def _pooled(predictions: pd.DataFrame, level: Level) -> pd.DataFrame:
     """One row per sample of the level and part, of one setting and method."""
     # a setting with fewer classes has empty columns p_3, p_4, ... in a table of all settings
     predictions = predictions.dropna(axis=1, how="all")
+    if "part" not in predictions or predictions["part"].isna().any():
+        raise DataError("the predictions have samples without part; name the fold or task of each")
     by_level = aggregate_risks if is_survival(predictions) else aggregate
     parts = [by_level(rows, level).assign(part=part) for part, rows in predictions.groupby("part")]
     return pd.concat(parts, ignore_index=True)
@@ -254,9 +261,16 @@ def _check_same_samples(frames: dict[str, pd.DataFrame], level: Level) -> None:
 
 
 def arrays(frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Labels (n,) and probabilities (n, n_classes) of a prediction table."""
+    """Labels (n,) and probabilities (n, n_classes) of a prediction table.
+
+    Raises:
+        DataError: if a label is no whole number.
+    """
+    labels = pd.to_numeric(frame["label"], errors="coerce")
+    if (labels % 1 != 0).any():
+        raise DataError("the predictions have labels that are no whole numbers; they are indices of classes, from 0")
     columns = [column for column in frame if column.startswith("p_")]
-    return frame["label"].to_numpy(np.int64), frame[columns].to_numpy(float)
+    return labels.to_numpy(np.int64), frame[columns].to_numpy(float)
 
 
 def confusion_counts(predictions: pd.DataFrame, n_classes: int) -> np.ndarray:

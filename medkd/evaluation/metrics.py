@@ -66,7 +66,7 @@ def classification_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dic
         "f1_per_class": f1.tolist(),
         "recall_per_class": recall.tolist(),
         "kappa": float("nan") if one_outcome else float(cohen_kappa_score(labels, predicted)),
-        "ece": _expected_calibration_error(labels, probabilities),
+        "ece": calibration_error(calibration_table(labels, probabilities)),
     }
 
 
@@ -111,10 +111,19 @@ def calibration_table(labels: np.ndarray, probabilities: np.ndarray) -> pd.DataF
     labels, probabilities = check_predictions(labels, probabilities)
     confidence = probabilities.max(axis=1)
     frame = pd.DataFrame({"confidence": confidence, "accuracy": probabilities.argmax(axis=1) == labels})
-    # bin i holds i/15 < p <= (i + 1)/15
-    bins = np.clip(np.ceil(confidence * N_BINS).astype(int) - 1, 0, N_BINS - 1)
+    bins = bins_of(confidence)
     table = frame.astype(float).groupby(bins).mean()
     return table.assign(n_samples=frame.groupby(bins).size()).reset_index(drop=True)
+
+
+def bins_of(confidence: np.ndarray) -> np.ndarray:
+    """The bin of each top probability, shape (n,): bin i holds i/15 < p <= (i + 1)/15."""
+    return np.clip(np.ceil(confidence * N_BINS).astype(int) - 1, 0, N_BINS - 1)
+
+
+def calibration_error(table: pd.DataFrame) -> float:
+    """Expected calibration error (ECE) from a `calibration_table`: mean gap of confidence and accuracy, by samples."""
+    return float(np.average((table["confidence"] - table["accuracy"]).abs(), weights=table["n_samples"]))
 
 
 def aggregate(predictions: pd.DataFrame, level: Level) -> pd.DataFrame:
@@ -132,7 +141,7 @@ def aggregate(predictions: pd.DataFrame, level: Level) -> pd.DataFrame:
 
     Raises:
         ParameterError: if `level` is unknown.
-        DataError: if a column or a name is missing, or samples of one group have different labels.
+        DataError: if a column, a name or a probability is missing, or samples of one group have different labels.
     """
     scores = [column for column in predictions if re.fullmatch(r"p_\d+", str(column))]
     missing = [column for column in ("id", "roi", "patient", "label") if column not in predictions]
@@ -155,6 +164,11 @@ def mean_of_means(predictions: pd.DataFrame, level: Level, known: list[str], sco
         raise ParameterError(f'level must be "image", "roi" or "patient"; got {level!r}')
     if predictions[["id", "roi", "patient"]].isna().any(axis=None):
         raise DataError("the predictions have samples without id, roi or patient; repeat the id where there is no roi")
+    if not np.isfinite(predictions[scores].to_numpy(float)).all():
+        raise DataError(
+            f"the predictions have {scores[0]} to {scores[-1]} that are no numbers; look at the loss of the network "
+            "that made them, and train it again"
+        )
     frame = predictions
     for step in ("image", "roi", "patient"):
         groups = frame.groupby(list(LEVELS[step]), sort=False)
@@ -184,9 +198,3 @@ def _spread(values: np.ndarray, present: np.ndarray, n_classes: int) -> np.ndarr
     spread = np.full(n_classes, np.nan)
     spread[present] = values
     return spread
-
-
-def _expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    table = calibration_table(labels, probabilities)
-    gaps = (table["confidence"] - table["accuracy"]).abs()
-    return float(np.average(gaps, weights=table["n_samples"]))

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from medkd.errors import ParameterError
-from medkd.evaluation.metrics import N_BINS, check_predictions
+from medkd.evaluation.metrics import N_BINS, bins_of, check_predictions
 
 SCALARS = (
     "accuracy",
@@ -48,7 +48,8 @@ def classification_scorer(
         probabilities: shape (n, n_classes), rows sum to 1.
         names: out of `metric_names`; default every scalar metric and the F1 of each class.
         parts: fold or task of each sample, shape (n,), each judged by a network of its own. AUC and average precision
-            are then means over parts, because scores of two networks have no common scale; all others pool the samples.
+            are then means over parts (macro: of each class over the parts that have it, then over classes), because
+            scores of two networks have no common scale; all others pool the samples.
 
     Returns:
         A function of weights (n, n_resamples), >= 0, that gives the values (n_resamples,) of each name. A weight of 2
@@ -89,15 +90,19 @@ def _within_parts(
     probabilities: np.ndarray,
     parts: np.ndarray | None,
 ) -> Scorer:
-    """The scorer of each part's samples, and the mean over those parts that a resample has samples of."""
-    if parts is None:
-        return of_ranks(labels, probabilities)
-    rows_of = [np.flatnonzero(parts == part) for part in pd.unique(parts)]
+    """Mean over classes of the mean over parts, each over those that a resample has samples of.
+
+    In the other order, a small class that a resample leaves in few parts would weigh less than in the value itself.
+    `of_ranks` gives values of shape (classes, n_resamples).
+    """
+    rows_of = (
+        [np.arange(len(labels))] if parts is None else [np.flatnonzero(parts == part) for part in pd.unique(parts)]
+    )
     scorers = [of_ranks(labels[rows], probabilities[rows]) for rows in rows_of]
 
     def scorer(weights: np.ndarray) -> dict[str, np.ndarray]:
         each = [score(weights[rows]) for score, rows in zip(scorers, rows_of, strict=True)]
-        return {name: _mean_of_known(np.stack([found[name] for found in each])) for name in each[0]}
+        return {name: _mean_of_known(_mean_of_known(np.stack([found[name] for found in each]))) for name in each[0]}
 
     return scorer
 
@@ -131,19 +136,20 @@ def _decisions(labels: np.ndarray, probabilities: np.ndarray) -> Scorer:
 def _calibration(labels: np.ndarray, probabilities: np.ndarray) -> Scorer:
     """Expected calibration error: |sum of (confidence - right)| of each bin, over the total weight."""
     confidence = probabilities.max(axis=1)
-    bins = np.clip(np.ceil(confidence * N_BINS).astype(int) - 1, 0, N_BINS - 1)  # as `calibration_table`
-    gaps = np.eye(N_BINS)[bins].T * (confidence - (probabilities.argmax(axis=1) == labels))
+    gaps = np.eye(N_BINS)[bins_of(confidence)].T * (confidence - (probabilities.argmax(axis=1) == labels))
     return lambda weights: {"ece": np.abs(gaps @ weights).sum(axis=0) / weights.sum(axis=0)}
 
 
 def _macro_ranks(labels: np.ndarray, probabilities: np.ndarray) -> Scorer:
-    """Mean one-vs-rest AUC and average precision over the classes of each resample."""
+    """One-vs-rest AUC and average precision of each class; nan where a resample lacks it."""
     samples = np.arange(len(labels))
-    rankings = [_Ranking.of(probabilities[:, c], labels == c, samples) for c in np.unique(labels)]
+    rankings = {c: _Ranking.of(probabilities[:, c], labels == c, samples) for c in np.unique(labels)}
 
     def scorer(weights: np.ndarray) -> dict[str, np.ndarray]:
-        auc, precision = zip(*(ranking.auc_and_average_precision(weights) for ranking in rankings), strict=True)
-        return {"auc_macro": _mean_of_known(np.stack(auc)), "ap_macro": _mean_of_known(np.stack(precision))}
+        auc, precision = np.full((2, probabilities.shape[1], weights.shape[1]), np.nan)
+        for c, ranking in rankings.items():
+            auc[c], precision[c] = ranking.auc_and_average_precision(weights)
+        return {"auc_macro": auc, "ap_macro": precision}
 
     return scorer
 
@@ -156,7 +162,7 @@ def _micro_ranks(labels: np.ndarray, probabilities: np.ndarray) -> Scorer:
 
     def scorer(weights: np.ndarray) -> dict[str, np.ndarray]:
         auc, precision = ranking.auc_and_average_precision(weights)
-        return {"auc_micro": auc, "ap_micro": precision}
+        return {"auc_micro": auc[None], "ap_micro": precision[None]}
 
     return scorer
 
@@ -224,6 +230,6 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 
 def _mean_of_known(values: np.ndarray) -> np.ndarray:
-    """Mean over rows (classes, parts) that are not nan, nan if none is left; (m, n_resamples) -> (n_resamples,)."""
+    """Mean over rows (classes, parts) that are not nan, nan if none is left; (m, ...) -> (...)."""
     known = np.isfinite(values)
     return _ratio(np.where(known, values, 0.0).sum(axis=0), known.sum(axis=0))

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from medkd.data.cohort import Cohort
@@ -26,6 +27,7 @@ def claim_table(
     *,
     metrics: Sequence[str],
     level: Any,
+    tasks: bool = False,
     n_resamples: int = 2000,
 ) -> pd.DataFrame:
     """Every other method minus the reference, on the same samples.
@@ -36,12 +38,14 @@ def claim_table(
         reference: name of a method.
         metrics: names of metrics.
         level: level of the samples that are compared.
+        tasks: whether the parts are few-shot tasks, each a draw of its own, and no folds.
         n_resamples: bootstrap resamples of patients (or lesions).
 
     Returns:
         Columns setting, method, metric, n (samples), parts (folds or tasks, of every seed), mean and SD (of the
         method's value over the parts), difference with its paired 95% interval low to high (other patients), over_parts
-        with its own (other tasks, see `medkd.evaluation.comparison.differences`), wins and losses (parts in which the
+        with its own (other tasks, see `medkd.evaluation.comparison.differences`; nan over folds of several seeds, which
+        test the same patients), wins and losses (parts in which the
         method is above, or below, the reference).
 
     Raises:
@@ -62,7 +66,14 @@ def claim_table(
         columns={"mean_over_parts": "mean", "sd_over_parts": "SD", "n_parts": "parts"}
     )
     found = against[against["minus"] == reference].drop(columns=["n", "n_parts"])
+    if seeds_of(predictions) > 1 and not tasks:  # every seed tests the same patients
+        found = found.assign(over_parts_low=np.nan, over_parts_high=np.nan)
     return found.merge(own[[*key, "mean", "SD", "parts", "n"]], on=key, how="left")[list(COLUMNS)]
+
+
+def seeds_of(predictions: pd.DataFrame) -> int:
+    """How many seeds the parts of a study are of, which are named "seed/part"."""
+    return predictions["part"].str.partition("/")[0].nunique()
 
 
 def tell_claims(
@@ -83,20 +94,26 @@ def tell_claims(
     """
     methods = [str(method) for method in pd.unique(predictions["method"])]
     for reference in references or [BASE if BASE in methods else methods[0]]:
-        table = claim_table(predictions, summary, reference, metrics=metrics, level=level, n_resamples=n_resamples)
+        tasks = bool(cohort.rare_classes)
+        asked = {"metrics": metrics, "level": level, "tasks": tasks, "n_resamples": n_resamples}
+        table = claim_table(predictions, summary, reference, **asked)
         if table.empty:
             continue
         caption = (
             f"{cohort.title}: every method against {reference}, level {level}. Mean, SD, wins and losses are over "
-            f"folds, tasks and seeds; the difference has its paired 95% interval (bootstrap over {cohort.group}s, "
-            f"{n_resamples} resamples), and over_parts is the mean of the differences within each fold, task and seed, "
-            "with Student's interval."
+            "folds, tasks and seeds; the difference, of all samples together, has its paired 95% interval (bootstrap "
+            f"over {cohort.group}s, {n_resamples} resamples), and over_parts is the mean of the differences within "
+            "each fold, task and seed, with Student's interval"
+            + (", but for folds of several seeds, which test the same patients." if seeds_of(predictions) > 1 else ".")
         )
         name = f"against_{re.sub(r'[^A-Za-z0-9.]+', '_', reference).strip('_.')}"
         out.table(table, name, caption, formats=OF_DIFFERENCES, summary=True)
         first = table[table["metric"] == metrics[0]].assign(minus=reference)
+        n_of = first.groupby("setting", sort=False)["n"].max()
+        sizes = [f"{n:,} ({setting})" if n_of.nunique() > 1 else f"{n:,}" for setting, n in n_of.items()]
         shown = (
             f"{cohort.title}: {metric_words(metrics[0])} of each method minus that of {reference}, level {level}, n = "
-            f"{first['n'].max():,}, paired 95% intervals (bootstrap over {cohort.group}s, {n_resamples} resamples)."
+            f"{', '.join(dict.fromkeys(sizes))}, paired 95% intervals (bootstrap over {cohort.group}s, {n_resamples} "
+            "resamples)."
         )
         out.drawn("interval bars", first, f"bars_{name}", shown)

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from medkd.errors import DataError, ParameterError
+from medkd.evaluation.metrics import calibration_error
 from medkd.evaluation.words import metric_words
 from medkd.report.figures import annotated
 from medkd.report.style import FONT_POINTS, METHOD_COLOURS, PALETTE, line_styles, method_colour, own_colour
@@ -17,6 +18,7 @@ from medkd.report.style import FONT_POINTS, METHOD_COLOURS, PALETTE, line_styles
 MARKERS = "os^D"  # once round the palette, classes go on with the next marker
 ROOMY = 5  # classes of a confusion matrix; more leave no room for numbers in its cells, which are in the CSV
 FEW = 5  # methods whose bands can be told apart in one panel
+SMALLEST_DOT = 4  # of a calibration curve, points squared, so that every bin is seen
 LINE = 48  # letters of a method's name beside a figure
 
 
@@ -190,12 +192,11 @@ def calibration(table: pd.DataFrame, ax: Axes) -> Axes:
 
     `table` is that of `medkd.evaluation.metrics.calibration_table`: columns confidence, accuracy, n_samples.
     """
-    error = np.average((table["confidence"] - table["accuracy"]).abs(), weights=table["n_samples"])
     ax.plot([0, 1], [0, 1], color="0.7", linestyle="--", linewidth=0.8)
     ax.plot(table["confidence"], table["accuracy"], "-", color=PALETTE[0])
-    sizes = 10 + 90 * table["n_samples"] / table["n_samples"].sum()  # area: share of the samples in the bin
+    sizes = np.maximum(SMALLEST_DOT, 100 * table["n_samples"] / table["n_samples"].sum())  # area: % of the samples
     ax.scatter(table["confidence"], table["accuracy"], s=sizes, color=PALETTE[0])
-    _above(f"ECE {error:.3f}", ax)
+    _above(f"ECE {calibration_error(table):.3f}", ax)
     ax.set(xlim=(-0.05, 1.05), ylim=(-0.05, 1.05), xlabel="confidence", ylabel="accuracy")
     return ax
 

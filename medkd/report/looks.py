@@ -160,7 +160,9 @@ def class_figures(predictions: pd.DataFrame, classes: Sequence[str]) -> Iterator
     over_parts = "curve over folds or tasks, each class against all others; numbers: "
     yield "roc", curves.roc_points(predictions, classes), f"mean ROC {over_parts}area"
     yield "pr", curves.pr_points(predictions, classes), f"mean precision-recall {over_parts}average precision (AP)"
-    shows = "calibration (below the diagonal: over-confident); area of a dot: share of the images in its bin"
+    shows = (
+        "calibration (below the diagonal: over-confident); area of a dot: share of the images in its bin, from 4 % on"
+    )
     yield "calibration", curves.calibration_by_method(predictions, classes), shows
 
 

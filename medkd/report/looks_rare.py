@@ -10,7 +10,7 @@ import pandas as pd
 
 from medkd.data.cohort import Cohort
 from medkd.data.episodes import draw_task
-from medkd.evaluation.bootstrap import resample_weights
+from medkd.evaluation.bootstrap import percentile_interval, resample_weights
 from medkd.evaluation.probes import unit_rows
 from medkd.stages.pseudo_labelling import rows_by_id
 from medkd.stages.store import Run
@@ -157,7 +157,7 @@ def labels_by_shots(
                 (values @ weights) / weights.sum(axis=0)
                 for weights in resample_weights(cohort.groups[base], n_resamples, seed)
             ]
-            low, high = np.quantile(np.concatenate(draws), (0.025, 0.975))
+            low, high = percentile_interval(np.concatenate(draws))
             rows.append({"method": what, "K": k_shot, "value": values.mean(), "low": low, "high": high})
     return pd.DataFrame(rows)
 

@@ -25,7 +25,7 @@ import medkd
 from medkd.errors import DataError
 from medkd.evaluation.words import metric_words
 from medkd.files import write_atomically
-from medkd.text import duration, with_interval
+from medkd.text import duration
 
 MAX_ROWS = 60
 """Rows of a table that the page shows; the csv beside it has all."""
@@ -211,7 +211,8 @@ def _with_intervals(header: list[str], rows: list[list[str]]) -> tuple[list[str]
     def cell(row: Mapping[str, str], name: str) -> str:
         if name not in bounds or not row[bounds[name][0]]:
             return row[name]
-        return with_interval(row[name], *(row[bound] for bound in bounds[name]), form="")
+        low, high = (row[bound] for bound in bounds[name])
+        return f"{row[name]} ({low} to {high})"
 
     named = [dict(zip(header, row, strict=True)) for row in rows]
     new_header = [f"{name} (interval)" if name in bounds else name for name in kept]
@@ -224,14 +225,17 @@ def _form(cells: Iterable[str]) -> str:
 
 
 def _rounded(cell: str, form: str) -> str:
-    """A number with a point as `form` says; what that would make 0 with three digits; all else as in the file."""
+    """A number with a point as `form` says; with one or three digits what that would make 0; else as in the file."""
     try:
         number = float(cell)
     except ValueError:
         return cell
     if not form or not math.isfinite(number) or not set(".e") & set(cell):
         return cell
-    return form.format(number) if "+" in form or abs(number) >= 0.0005 or not number else f"{number:.3g}"
+    shown = form.format(number)
+    if float(shown) or not number:
+        return shown
+    return f"{number:+.4f}" if "+" in form and abs(number) >= 0.00005 else f"{number:.3g}"
 
 
 def _is_number(cell: str) -> bool:

@@ -72,7 +72,7 @@ def pooled_predictions(evaluated: list[Evaluated]) -> pd.DataFrame:
     contents = {key: _content(rows) for key, rows in whole.items()}
     pooled = []
     for (method, condition), rows in whole.items():
-        same = [other for other, content in contents.items() if other[0] == method and content == contents[other]]
+        same = [other for other in contents if other[0] == method]
         everywhere = len({contents[other] for other in same}) == 1
         if everywhere and same[0] != (method, condition):
             continue
@@ -135,7 +135,7 @@ def comparison_table(summary: pd.DataFrame, against_best: pd.DataFrame, best: st
 
     Returns:
         Columns method, the metric, low, high, mean, SD, parts, "minus the best" (with its interval) and "mark": "best",
-        "not told apart" where the interval of the difference holds zero, else "".
+        "not told apart" where the interval of the difference holds zero, "not known" where there is none, else "".
     """
     gaps = against_best.set_index("method")
     rows = []
@@ -145,6 +145,7 @@ def comparison_table(summary: pd.DataFrame, against_best: pd.DataFrame, best: st
             found = gaps.loc[row.method]
             gap = with_interval(found["difference"], found["low"], found["high"], "+.3f")
             mark = "not told apart" if found["low"] <= 0 <= found["high"] else ""
+            mark = "not known" if pd.isna(found["low"]) else mark
         rows.append(
             {
                 "method": row.method,

@@ -18,7 +18,7 @@ from medkd.evaluation.words import metric_words
 from medkd.files import write_json
 from medkd.paths import reports_dir, runs_dir
 from medkd.report.artifacts import Artifacts
-from medkd.report.claims import tell_claims
+from medkd.report.claims import seeds_of, tell_claims
 from medkd.report.figures_results import over_parts
 from medkd.report.index import read_index, replaced
 from medkd.report.looks import class_figures, confusion_or_survival, risk_curves_by_method
@@ -103,7 +103,9 @@ def _compare(
     for setting, rows in predictions.groupby("setting", sort=False):
         chosen = summary[(summary["setting"] == setting) & (summary["level"] == level)]
         for metric in metrics:
-            _compare_metric(rows, chosen[chosen["metric"] == metric], metric, level, cohort, out, n_resamples)
+            values = chosen[chosen["metric"] == metric]
+            if values["value"].notna().any():  # AUC of test data of one class is not known for any method
+                _compare_metric(rows, values, metric, level, cohort, out, n_resamples)
         _draw_results(rows, str(setting), cohort, out)
 
 
@@ -126,7 +128,8 @@ def _compare_metric(
     on = f"on the test data{f', {setting}' if setting else ''}, level {level}, with 95% intervals"
     caption = (
         f"{cohort.title}: {shown} {on} (bootstrap over {cohort.group}s), mean and SD over folds, tasks and seeds. "
-        "Mark: best (bold in LaTeX), or tie, where the paired interval of the difference to it holds zero."
+        'Mark: best (bold in LaTeX) or "not told apart", where the paired interval of the difference to it holds zero; '
+        "the best is chosen on these test data, and intervals are not corrected for that."
     )
     first = metric in ("balanced_accuracy", "c_index")
     out.table(table, f"comparison_{name}", caption, highlight={shown: "max"}, summary=first)
@@ -151,11 +154,13 @@ def _draw_results(predictions: pd.DataFrame, setting: str, cohort: Cohort, out: 
 
 
 def _sizes(predictions: pd.DataFrame, cohort: Cohort) -> str:
-    """How many images of how many folds or tasks these predictions of one setting are, for a caption."""
-    n_parts = predictions["part"].nunique()
-    kind = "task" if cohort.rare_classes else "fold"
-    n = len(predictions.drop_duplicates(["part", "id"]))
-    return f"n = {n:,} in {n_parts} {kind}{'s' if n_parts > 1 else ''}"
+    """Whom predictions of one setting are of, for a caption: "n = 1,018 images of 509 patients, 5 folds, 3 seeds"."""
+    kind, n_seeds = "task" if cohort.rare_classes else "fold", seeds_of(predictions)
+    n_parts = predictions["part"].str.partition("/")[2].nunique()
+    seeds = f", {n_seeds} seeds" if n_seeds > 1 else ""
+    images = f"{predictions['id'].nunique():,} {'images' if cohort.images else 'samples'}"
+    groups = "" if cohort.group == "image" else f" of {predictions['patient'].nunique():,} {cohort.group}s"
+    return f"n = {images}{groups}, {n_parts} {kind}{'s' if n_parts > 1 else ''}{seeds}"
 
 
 def _draw_training(evaluated: list[Evaluated], cohort: Cohort, out: Artifacts) -> None:

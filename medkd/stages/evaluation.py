@@ -26,7 +26,7 @@ from medkd.stages.self_distillation import SelfDistillationParams
 from medkd.stages.store import Run, Unit, load_or_make
 from medkd.stages.teacher import TeacherParams
 
-VERSION = 8
+VERSION = 9
 
 SITE_COLUMNS = ("site", "localization", "location", "region")
 """What a network may take for the disease: where on the body a lesion lies, as the readers' columns call it."""

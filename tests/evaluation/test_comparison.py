@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import ttest_1samp
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score
 
 from medkd.errors import DataError, ParameterError
 from medkd.evaluation.bootstrap import intervals, paired_intervals
@@ -39,6 +39,16 @@ def patches(n_patients=18):
         for patch in range(3)
     ]
     return pd.DataFrame(rows, columns=["id", "roi", "patient", "label", "part"])
+
+
+def one_against_rest(labels, probabilities):
+    """AUC and average precision of each class that is there, by scikit-learn: "auc_macro 2" and so on."""
+    found = {}
+    for c in np.unique(labels):
+        found[f"ap_macro {c}"] = average_precision_score(labels == c, probabilities[:, c])
+        if (labels != c).any():
+            found[f"auc_macro {c}"] = roc_auc_score(labels == c, probabilities[:, c])
+    return found
 
 
 @pytest.fixture
@@ -92,7 +102,8 @@ def test_summary_has_every_metric_at_every_level(predictions):
 
 @pytest.mark.parametrize("level", ["image", "roi", "patient"])
 def test_summary_pools_the_parts_but_for_ranks_and_spreads_over_them(level, predictions):
-    """Ranks (AUC, average precision) are means over parts, decisions and calibration those of all samples."""
+    """Ranks (AUC, average precision) are means over parts (of a class over those that have it, and then over classes),
+    decisions and calibration those of all samples."""
     summary = summarise(predictions, n_resamples=20, seed=3)
     ours = predictions[predictions["method"] == "KD"]
     parts = [aggregate(rows, level) for _, rows in ours.groupby("part")]
@@ -107,8 +118,10 @@ def test_summary_pools_the_parts_but_for_ranks_and_spreads_over_them(level, pred
         for column in weights.T.astype(int):
             cut = np.split(column, np.cumsum([len(part) for part in parts])[:-1])
             drawn = [part.loc[part.index.repeat(n)] for part, n in zip(parts, cut, strict=True)]
-            found = pd.DataFrame([classification_metrics(*arrays(part)) for part in drawn if len(part)])
-            values.append(found[ranks].mean())
+            micro = pd.DataFrame([classification_metrics(*arrays(part)) for part in drawn if len(part)])
+            macro = pd.DataFrame([one_against_rest(*arrays(part)) for part in drawn if len(part)]).mean()
+            of_kind = macro.groupby(macro.index.str.split(" ").str[0]).mean()
+            values.append({**micro[ranks].mean(), **of_kind})
         return {name: np.array([value[name] for value in values]) for name in ranks}
 
     table.loc[ranks] = intervals(within_parts, len(pooled), patients, n_resamples=20, seed=3).loc[ranks]
@@ -121,6 +134,60 @@ def test_summary_pools_the_parts_but_for_ranks_and_spreads_over_them(level, pred
         assert row[["value", "low", "high"]].tolist() == pytest.approx(table.loc[metric].tolist(), abs=1e-12)
         assert row["mean_over_parts"] == pytest.approx(np.mean(each), abs=1e-12)
         assert row["sd_over_parts"] == pytest.approx(np.std(each, ddof=1), abs=1e-12)
+
+
+@pytest.fixture
+def uneven():
+    """Two methods in three parts of 30 samples of 30 patients; class 2 is one patient's, and in the last part alone."""
+    rng = np.random.default_rng(0)
+    labels = np.concatenate([np.arange(60) % 2, np.arange(28) % 2, [2, 2]])
+    table = pd.DataFrame({"label": labels, "part": np.arange(90) // 30, "patient": [f"p{i % 30}" for i in range(90)]})
+    table.loc[88:, "patient"] = "alone"
+    table = table.assign(id=[f"i{i}" for i in range(90)], roi=lambda rows: rows["id"], setting="")
+    tables = []
+    for method, lift in (("CE only", 0.2), ("KD", 0.4)):
+        scores = rng.dirichlet(np.ones(3), size=90) + lift * np.eye(3)[labels]
+        scores /= scores.sum(axis=1, keepdims=True)
+        tables.append(table.assign(method=method, **{f"p_{i}": scores[:, i] for i in range(3)}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def test_a_class_that_few_parts_have_weighs_as_much_as_the_others(uneven):
+    value = row_of(summarise(uneven, n_resamples=20), method="KD", metric="auc_macro")
+    each = [one_against_rest(*arrays(rows)) for _, rows in uneven[uneven["method"] == "KD"].groupby("part")]
+    by_class = pd.DataFrame(each)[["auc_macro 0", "auc_macro 1", "auc_macro 2"]].mean()
+    assert value["value"] == pytest.approx(by_class.mean()) != pytest.approx(value["mean_over_parts"])
+
+
+def test_parts_without_a_value_do_not_count_and_a_class_of_one_patient_has_no_interval(uneven):
+    summary = summarise(uneven, n_resamples=20)
+    alone = row_of(summary, method="KD", metric="recall_2")
+    assert alone["n_parts"] == 1 and np.isfinite(alone["value"]) and np.isnan([alone["low"], alone["high"]]).all()
+    assert np.isfinite(row_of(summary, method="KD", metric="recall_1")[["low", "high"]].astype(float)).all()
+    row = row_of(differences(uneven, "CE only", metrics=["recall_2"], n_resamples=20), metric="recall_2")
+    assert row["n_parts"] == 1 and row["wins"] + row["losses"] <= 1
+
+
+def test_a_smaller_calibration_error_wins_and_lies_in_its_interval(uneven):
+    rows = uneven.assign(p_0=lambda t: np.where(t["method"] == "KD", t["p_0"], 0.98))  # "CE only" is sure, and wrong
+    rows.loc[rows["method"] == "CE only", ["p_1", "p_2"]] = 0.01
+    row = row_of(differences(rows, "CE only", metrics=["ece"], n_resamples=50), metric="ece")
+    assert row["difference"] < 0 and (row["wins"], row["losses"]) == (3, 0)
+    errors = summarise(rows, n_resamples=200)
+    errors = errors[errors["metric"] == "ece"]
+    assert (errors["low"] <= errors["value"]).all() and (errors["value"] <= errors["high"]).all()
+    assert (errors["low"] >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "told"),
+    [("p_1", np.nan, "that are no numbers"), ("part", None, "without part"), ("label", 1.7, "no whole numbers")],
+)
+def test_what_would_be_left_out_in_silence_is_refused(uneven, column, value, told):
+    broken = uneven.astype({"part": object, "label": float})
+    broken.loc[broken["id"] == "i3", column] = value
+    with pytest.raises(DataError, match=told):
+        summarise(broken, n_resamples=5)
 
 
 def test_scores_of_networks_that_were_trained_apart_are_not_ranked_against_each_other():

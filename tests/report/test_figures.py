@@ -231,7 +231,7 @@ def test_calibration_draws_accuracy_against_confidence_and_writes_the_error(ax):
     labels, probabilities = np.array([0, 0, 1, 0]), np.array([[0.9, 0.1]] * 3 + [[0.6, 0.4]])
     figures_results.calibration(calibration_table(labels, probabilities), ax)
     np.testing.assert_allclose(ax.lines[1].get_xydata(), [[0.6, 1], [0.9, 2 / 3]])
-    np.testing.assert_allclose(ax.collections[0].get_sizes(), [10 + 90 / 4, 10 + 90 * 3 / 4])
+    np.testing.assert_allclose(ax.collections[0].get_sizes(), [100 / 4, 100 * 3 / 4])
     assert cell_texts(ax) == ["ECE 0.275"]
 
 

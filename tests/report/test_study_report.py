@@ -183,6 +183,10 @@ def test_claims_compare_every_method_with_the_reference_on_the_same_images(study
     assert better["low"] < better["difference"] < better["high"]
     assert better["difference"] == pytest.approx(RIGHT["good GMCD"] - RIGHT["CE only"], abs=0.12)
     assert (better["n"], better["parts"], better["wins"], better["losses"]) == (2 * N, 2, 2, 0)
+    assert np.isfinite(better["over_parts"]) and np.isnan(better["over_parts_low"])  # both seeds test the same patients
+    captions = {entry["name"]: entry["caption"] for entry in read_index(study)}
+    assert "but for folds of several seeds" in captions["against_CE_only"]
+    assert captions["bars_balanced_accuracy"].endswith(f"n = {N} samples, 1 fold, 2 seeds.")
     assert (study / "figures" / "study.own-bars_against_CE_only.pdf").is_file()
 
 
