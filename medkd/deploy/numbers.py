@@ -10,6 +10,7 @@ from scipy.special import softmax
 
 from medkd.deploy.deployed import TEMPERATURES, fit_temperature, negative_log_likelihood
 from medkd.deploy.trained import Trained
+from medkd.evaluation.adaptation import soften
 from medkd.evaluation.comparison import arrays, summarise
 from medkd.evaluation.metrics import classification_metrics
 from medkd.stages.store import finished_runs
@@ -70,16 +71,10 @@ def test_numbers(trained: Trained, temperature: float) -> dict[str, Any] | None:
         if len(table):
             columns = [f"p_{index}" for index in range(len(trained.classes))]
             before = table[columns].to_numpy()
-            table[columns] = tempered(before, temperature)
+            table[columns] = soften(before, temperature)
             uncalibrated = classification_metrics(table["label"].to_numpy(), before)["ece"]
             return {"evaluation": evaluation.key, "ece_before": uncalibrated} | measured(table, trained)
     return None
-
-
-def tempered(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """Probabilities (n, n_classes) with this temperature; their logarithms are raw scores but for a number per row."""
-    tiny = np.finfo(np.float32).tiny
-    return softmax(np.log(np.maximum(probabilities, tiny)) / temperature, axis=1)
 
 
 def measured(predictions: pd.DataFrame, trained: Trained) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class Adaptation:
     Attributes:
         temperature: T of the soft labels, softmax(log p / T), > 0; 1 leaves them, near 0 makes them hard.
         mix: alpha, share of the student's prediction in the target, 0 to 1.
-        gamma: strength of DIC, 0 to 1; 0 switches it off.
+        gamma: strength of DIC, 0 to below 1; 0 switches it off.
     """
 
     temperature: float = 1.0

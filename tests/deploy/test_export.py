@@ -20,10 +20,10 @@ from medkd.data.images import FileImages
 from medkd.deploy.card import model_card
 from medkd.deploy.deployed import TEMPERATURES, Deployed, fit_temperature, negative_log_likelihood, resized
 from medkd.deploy.export import agreement, compare, export_run, write_programs
-from medkd.deploy.numbers import tempered
 from medkd.deploy.predict import predict_images
 from medkd.deploy.trained import load_trained
 from medkd.errors import DataError, ParameterError
+from medkd.evaluation.adaptation import soften
 from medkd.evaluation.metrics import classification_metrics
 from medkd.evaluation.predict import predict
 from medkd.files import write_table
@@ -130,8 +130,8 @@ def test_temperature_of_scores_without_an_error_stays_in_its_range_and_of_useles
 def test_tempered_probabilities_are_those_of_divided_scores():
     scores = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
     expected = (scores / 2.5).softmax(1).numpy()
-    np.testing.assert_allclose(tempered(scores.softmax(1).numpy(), 2.5), expected, atol=1e-6)
-    assert np.isfinite(tempered(np.array([[1.0, 0.0]]), 3.0)).all()
+    np.testing.assert_allclose(soften(scores.softmax(1).numpy(), 2.5), expected, atol=1e-6)
+    assert np.isfinite(soften(np.array([[1.0, 0.0]]), 3.0)).all()
 
 
 def test_both_files_give_the_probabilities_of_the_run_on_held_out_images(exported, program, params, student):
@@ -142,7 +142,7 @@ def test_both_files_give_the_probabilities_of_the_run_on_held_out_images(exporte
     cpu = torch.device("cpu")
     network = trained_network(context, student, "main")
     expected = predict(network, inputs, rows, device=cpu, precision="float32").probabilities
-    expected = tempered(expected, record_of(exported)["calibration"]["temperature"])
+    expected = soften(expected, record_of(exported)["calibration"]["temperature"])
     images = np.ascontiguousarray(context.cohort.images["histology"].load(16)[split.test].transpose(0, 3, 1, 2))
     found = onnx_probabilities(exported, images)
     np.testing.assert_allclose(found, expected, atol=1e-5)
