@@ -150,8 +150,8 @@ def expand(study: Study) -> list[Cell]:
     """The cells of a study, in the order of its file.
 
     Raises:
-        ParameterError: a parameter is unknown or out of range, two cells are the same, or one has none of the
-            notebooks that were asked for.
+        ParameterError: a parameter is unknown or out of range, two cells are the same or would run the same, or one
+            has none of the notebooks that were asked for.
         DataError: a cohort is unknown.
     """
     combinations = [dict(zip(study.grid, values, strict=True)) for values in itertools.product(*study.grid.values())]
@@ -183,7 +183,25 @@ def expand(study: Study) -> list[Cell]:
                 f"{', '.join(entry.notebook for entry in entries)}"
             )
         cells.append(Cell(name, cohort.dataset, parameters, chosen, title))
+    _check_distinct(cells, study.name)
     return cells
+
+
+def _check_distinct(cells: Sequence[Cell], study: str) -> None:
+    """Refuse two cells that would run the same: a method would be compared with itself under another name.
+
+    Raises:
+        ParameterError: two of one cohort would.
+    """
+    seen: dict[str, str] = {}
+    for cell in cells:
+        given = [[each.notebook, {k: v for k, v in each.parameters.items() if k != "report"}] for each in cell.entries]
+        first = seen.setdefault(json.dumps([cell.dataset, given], sort_keys=True, default=str), cell.name)
+        if first != cell.name:
+            raise ParameterError(
+                f"cells {first} and {cell.name} of study {study} would run the same notebooks with the same parameters "
+                "(a parameter that names its stage wins over one that does not); change one of them, or take it out"
+            )
 
 
 def nodes_of(cells: Sequence[Cell], fingerprints: Mapping[str, str]) -> tuple[dict[str, Node], dict[str, list[str]]]:

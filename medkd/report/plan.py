@@ -9,7 +9,7 @@ from typing import Any
 
 from medkd.data.registry import chain_of
 from medkd.errors import ParameterError, did_you_mean
-from medkd.files import write_json
+from medkd.files import key_of, write_json
 from medkd.paths import reports_dir
 from medkd.stages import SHORT_NAMES, stage_params
 
@@ -146,7 +146,7 @@ def stage_config(stage: str, dataset: str, **how: Any) -> Path:
         how: as of `plan`, but for the report.
 
     Returns:
-        A JSON file under reports/interactive/.
+        A JSON file under reports/interactive/, named by its content: other parameters never take its place.
 
     Raises: as `plan`; ParameterError also if the cohort's chain has no such stage.
     """
@@ -155,14 +155,16 @@ def stage_config(stage: str, dataset: str, **how: Any) -> Path:
     if notebook not in entries:
         of_chain = ", ".join([short for short, name in SHORT_NAMES.items() if name in entries][1:-1])
         raise ParameterError(f'{dataset} has no stage "{stage}" to train; the stages of its chain are {of_chain}')
-    path = reports_dir() / "interactive" / "train" / f"{entries[notebook].name}.json"
+    parameters = entries[notebook].parameters
+    name = f"{entries[notebook].name}.{key_of(parameters, 8)}.json"
+    path = reports_dir() / "interactive" / "train" / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"parameters": entries[notebook].parameters})
+    write_json(path, {"parameters": parameters})
     return path
 
 
 def assign(overrides: Mapping[str, Any], stages: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Sort overrides to stages: "epochs" goes to each stage that has it, "teacher.epochs" to one.
+    """Sort overrides to stages: "epochs" goes to each stage that has it, "teacher.epochs" to one, in whatever order.
 
     Raises:
         ParameterError: no stage has the parameter; names the nearest. Or only the evaluation has it, for networks of
@@ -176,7 +178,7 @@ def assign(overrides: Mapping[str, Any], stages: Sequence[str]) -> dict[str, dic
     # the evaluation holds the parameters of both chains' networks; it reads those of the chain that runs, and its own
     read |= {"n_resamples", *(stage for cls in classes.values() for stage in cls.upstream if stage in classes)}
     assigned: dict[str, dict[str, Any]] = {notebook: {} for notebook in stages}
-    for given, value in overrides.items():
+    for given, value in sorted(overrides.items(), key=lambda item: _for_one_stage(*item)):  # what names a stage wins
         if given.rpartition(".")[2] in OF_THE_WHOLE:
             raise ParameterError(
                 f'"{given}" is the same for all stages of a report: give it as --{given.rpartition(".")[2]}, or in a '
@@ -207,6 +209,11 @@ def assign(overrides: Mapping[str, Any], stages: Sequence[str]) -> dict[str, dic
             if (not dot or stage == short) and name in cls.model_fields:
                 assigned[SHORT_NAMES[stage]][name] = value
     return assigned
+
+
+def _for_one_stage(given: str, value: Any) -> int:
+    """How closely an override names its stage: 2 as "teacher.epochs", 1 as "teacher" with a mapping, 0 not at all."""
+    return 2 if "." in given else int(given in SHORT_NAMES and isinstance(value, Mapping))
 
 
 OF_THE_WHOLE = ("dataset", "root", "report", "device", "seed")

@@ -146,6 +146,19 @@ def test_a_cell_may_have_a_name_of_its_own(tmp_path):
         expand(Study.read(written(tmp_path, grid=None, cells=[{"name": "x", "seed": 1}, {"name": "x", "seed": 1}])))
 
 
+@pytest.mark.parametrize(
+    "changes, names",
+    [
+        ({"parameters": {"teacher.epochs": 30}, "grid": {"epochs": [3, 4]}}, r"epochs=3 and .*epochs=4"),
+        ({"grid": None, "cells": [{"name": "a", "seed": 1}, {"name": "b", "seed": 1}]}, r"a\+seed=1 and .*b\+seed=1"),
+    ],
+)
+def test_cells_that_would_run_the_same_are_refused(tmp_path, changes, names):
+    path = written(tmp_path, **{"cells": None, "notebooks": ["02_teacher_training"]} | changes)
+    with pytest.raises(ParameterError, match=f"cells .*{names} of study ablation would run the same notebooks"):
+        expand(Study.read(path))
+
+
 def test_files_beside_the_study_file_are_found_from_the_notebooks_folder(tmp_path):
     (tmp_path / "split.csv").write_text("")
     (cell,) = expand(Study.read(written(tmp_path, grid=None, cells=[{"split_file": "split.csv"}])))

@@ -1,9 +1,11 @@
 """What a report runs, and where parameters go."""
 
+import json
+
 import pytest
 
 from medkd.errors import ParameterError
-from medkd.report.plan import DEFAULT_COHORTS, default_cohorts, plan
+from medkd.report.plan import DEFAULT_COHORTS, default_cohorts, plan, stage_config
 from medkd.stages import stage_params
 
 
@@ -22,6 +24,21 @@ def test_every_notebook_runs_in_order_on_the_cohorts_of_its_chain():
 def test_a_parameter_without_a_stage_goes_to_every_stage_that_has_it():
     found = {entry.notebook: entry.parameters for entry in entries(["phantom-glioma"], image_size=32)}
     assert all(parameters["image_size"] == 32 for parameters in found.values())
+
+
+@pytest.mark.parametrize("given", [{"teacher.epochs": 3}, {"teacher": {"epochs": 3}}])
+def test_a_parameter_of_one_stage_wins_over_one_of_all_in_whatever_order(given):
+    for overrides in ({"epochs": 5} | given, given | {"epochs": 5}):
+        found = {entry.notebook: entry.parameters for entry in entries(["phantom-glioma"], **overrides)}
+        assert (found["02_teacher_training"]["epochs"], found["03_distillation"]["epochs"]) == (3, 5)
+        assert found["03_distillation"]["teacher"]["epochs"] == 3
+
+
+def test_two_trainings_of_a_stage_at_once_have_a_file_of_parameters_each(project):
+    """They had one, so that the first trained with what the second was given."""
+    paths = [stage_config("teacher", "phantom-glioma", overrides={"epochs": n}) for n in (3, 4, 3)]
+    found = [json.loads(path.read_text())["parameters"]["epochs"] for path in paths]
+    assert found == [3, 4, 3] and paths[0] == paths[2] != paths[1]
 
 
 def test_a_parameter_of_one_stage_reaches_the_stages_after_it_as_upstream():
