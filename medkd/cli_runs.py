@@ -71,5 +71,6 @@ def runs_gc(
     total = sum(item.n_bytes for item in found) / 1e6
     print(f"{len(found)} folders, {total:.1f} MB")
     if found and not dry_run and (yes or typer.confirm("Remove them?")):
-        removed = remove(found)
+        with told():
+            removed = remove(found)
         print(f"{len(removed)} removed" + (", the others are in use by now" if len(removed) < len(found) else ""))

@@ -10,9 +10,9 @@ import re
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from medkd.errors import DataError
 
@@ -130,10 +130,37 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
 
     Raises:
         BlockingIOError: another process holds it, and `wait` is False.
+        FileNotFoundError: its folder is not there.
     """
-    with path.open("w") as handle:
-        # released by the system when the process ends, however it ends
-        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    while True:
+        with path.open("w") as handle:
+            # released by the system when the process ends, however it ends
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _is_still(path, handle):  # who held it took the folder away, or another process made it anew
+                continue
+            yield
+            return
+
+
+def _is_still(path: Path, handle: IO[Any]) -> bool:
+    """Whether the path leads to the open file."""
+    try:
+        return os.path.samestat(os.fstat(handle.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Make a folder and hold its lock; where it is taken away meanwhile, it is made again."""
+    with ExitStack() as held:
+        while True:
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                held.enter_context(locked(folder / ".lock"))
+                break
+            except FileNotFoundError:
+                continue
         yield
 
 

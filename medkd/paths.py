@@ -9,7 +9,7 @@ from pathlib import Path
 def home() -> Path:
     """The project folder: `MEDKD_HOME`, else the nearest folder upwards with `notebooks/` and `medkd/`, else here."""
     if named := os.environ.get("MEDKD_HOME"):
-        return Path(named)
+        return Path(named).expanduser().resolve()  # notebooks run in another folder than the command
     here = Path.cwd()
     for folder in (here, *here.parents):
         if (folder / "notebooks").is_dir() and (folder / "medkd").is_dir():

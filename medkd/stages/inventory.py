@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from medkd.errors import DataError
-from medkd.files import locked
+from medkd.files import locked, walk_once
 from medkd.paths import reports_dir, runs_dir
 from medkd.stages.store import Run, load_folder, with_upstream
 
@@ -111,16 +111,21 @@ def remove(items: Sequence[Leftover]) -> list[Leftover]:
     """Delete these folders, the small file that makes a run valid first, so that a kill leaves no half run.
 
     Returns:
-        What was removed: a folder that a process works on by now, or has finished since it was listed, stays.
+        What was removed: a folder that a process works on by now, that was finished since it was listed, or that a
+        report needs by now, stays.
+
+    Raises:
+        DataError: a report or study is running by now.
     """
-    removed = []
-    for item in items:
+    removed, free = [], {item.folder for item in leftovers()}
+    for item in [item for item in items if item.folder in free]:
         try:
             with locked(item.folder / ".lock", wait=False):
                 if item.reason == UNFINISHED and (item.folder / "run.json").is_file():
                     continue
                 (item.folder / "run.json").unlink(missing_ok=True)
-                shutil.rmtree(item.folder)
+                gone = item.folder.rename(item.folder.with_name(f".{item.folder.name}.gone"))
+                shutil.rmtree(gone)  # under a name that no process looks for; after a kill it is listed again
                 removed.append(item)
         except (BlockingIOError, FileNotFoundError):  # the latter: another process has removed it
             continue
@@ -128,12 +133,12 @@ def remove(items: Sequence[Leftover]) -> list[Leftover]:
 
 
 def _keys_in_reports() -> Iterator[str]:
-    """Keys of runs that any report's index names.
+    """Keys of runs that any report's index names, also of one behind a link.
 
     Raises:
-        DataError: an index cannot be read, so that what it names is not known.
+        DataError: an index, or a folder that may hold one, cannot be read, so that what it names is not known.
     """
-    for path in reports_dir().rglob("index/*.json"):
+    for path in _indexes():
         try:
             yield from json.loads(path.read_text())["runs"]
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -141,6 +146,31 @@ def _keys_in_reports() -> Iterator[str]:
                 f"{path} is damaged, so which runs that report needs is not known; run its notebook again, or remove "
                 "the report's folder"
             ) from error
+
+
+def _indexes() -> Iterator[Path]:
+    """Index files of all reports and studies, also behind links.
+
+    Raises:
+        DataError: a folder cannot be read, or a report's link leads nowhere.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise DataError(
+            f"{error.filename} cannot be read ({error.strerror}), so which runs the reports in it need is not known; "
+            "give it read permission"
+        ) from error
+
+    for folder, subfolders, files in walk_once(reports_dir(), refuse if reports_dir().is_dir() else None):
+        if folder == reports_dir():
+            subfolders[:] = [name for name in subfolders if name != runs_dir().name]
+            if lost := [name for name in files if not name.startswith(".") and not (folder / name).exists()]:
+                raise DataError(
+                    f"{folder / lost[0]} is a link to a folder that is not there now, so which runs that report needs "
+                    "is not known; bring its disk back, or remove the link"
+                )
+        if folder.name == "index":
+            yield from (folder / name for name in sorted(files) if name.endswith(".json"))
 
 
 def _is_locked(folder: Path) -> bool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from medkd.errors import DataError
-from medkd.files import key_of, locked, write_json
+from medkd.files import key_of, locked_folder, write_json
 from medkd.paths import runs_dir
 
 if TYPE_CHECKING:
@@ -174,9 +174,8 @@ def load_or_make(unit: Unit, make: Callable[[Path], dict[str, Any]]) -> Run:
     run = load(unit)
     if parallel.told_by_main(run is not None):
         return run or load(unit)
-    unit.folder.mkdir(parents=True, exist_ok=True)
     # of several processes that train one network the main one holds the lock and writes the record
-    with locked(unit.folder / ".lock") if parallel.is_main() else nullcontext():
+    with locked_folder(unit.folder) if parallel.is_main() else nullcontext():
         run = load(unit)
         if parallel.told_by_main(run is not None):  # another process finished it while this one waited
             return run or load(unit)

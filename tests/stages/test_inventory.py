@@ -98,6 +98,25 @@ def test_what_was_taken_up_or_finished_since_it_was_listed_stays(runs):
     assert listed[0].folder.exists() and listed[1].folder.exists() and not listed[2].folder.exists()
 
 
+def test_what_a_report_that_ended_since_it_was_listed_needs_stays(runs):
+    listed = leftovers()
+    refer(runs[2])
+    assert names(remove(listed)) == [runs[1].key]
+    assert runs[0].folder.exists() and runs[2].folder.exists()
+
+
+def test_what_a_report_behind_a_link_needs_stays(runs, tmp_path_factory):
+    refer(runs[2])
+    disk = tmp_path_factory.mktemp("disk")
+    (reports_dir() / "quick").rename(disk / "quick")
+    (reports_dir() / "quick").symlink_to(disk / "quick")
+    assert names(leftovers()) == [runs[1].key]
+    (disk / "quick").rename(disk / "unmounted")
+    refused = invoke("gc", "--yes")
+    assert refused.exit_code == 2 and "quick is a link to a folder that is not there now" in refused.stderr
+    assert all(run.folder.exists() for run in runs)
+
+
 def test_gc_says_asks_and_removes(runs):
     refer(runs[2])
     dry = invoke("gc", "--dry-run")

@@ -2,6 +2,8 @@
 
 import json
 import multiprocessing
+import shutil
+import threading
 import time
 
 import pandas as pd
@@ -9,7 +11,8 @@ import pytest
 import torch
 
 from medkd.errors import DataError
-from medkd.files import write_json, write_table, write_tensors
+from medkd.files import locked, write_json, write_table, write_tensors
+from medkd.paths import runs_dir
 from medkd.stages.store import Unit, load, load_or_make
 
 
@@ -146,6 +149,44 @@ def test_two_processes_make_a_unit_once(project):
         process.join()
     assert [process.exitcode for process in processes] == [0, 0]
     assert (unit().folder / "calls").read_text() == "x"
+
+
+def test_who_waited_while_the_folder_was_cleared_away_makes_the_unit_in_a_new_one(project):
+    unit().folder.mkdir(parents=True)
+    with locked(unit().folder / ".lock"):
+        waiting = threading.Thread(target=load_or_make, args=(unit(), _slow_make))
+        waiting.start()
+        time.sleep(0.3)
+        shutil.rmtree(unit().folder)
+    waiting.join()
+    assert load(unit()) is not None
+
+
+def test_a_lock_file_that_another_made_anew_is_asked_for_again(tmp_path):
+    path, held = tmp_path / ".lock", threading.Event()
+
+    def hold():
+        with locked(path):
+            held.set()
+
+    with locked(path):
+        waiting = threading.Thread(target=hold)
+        waiting.start()
+        time.sleep(0.2)
+        path.unlink()
+        ours = locked(path)
+        ours.__enter__()
+    assert not held.wait(0.3), "two hold the lock"
+    ours.__exit__(None, None, None)
+    waiting.join()
+
+
+def test_a_relative_project_folder_is_the_same_from_everywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for named in ("project", "~/project"):
+        monkeypatch.setenv("MEDKD_HOME", named)
+        assert runs_dir() == tmp_path.resolve() / "project" / "reports" / "runs"
 
 
 def test_json_is_replaced_whole_or_not_at_all(tmp_path):
