@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -44,15 +45,10 @@ def share(name: str, target: Path) -> Path:
         `target`.
 
     Raises:
-        DataError: there is no finished report of that name.
+        DataError: there is no finished report of that name, or its manifest is damaged.
     """
     folder = paths.reports_dir() / name
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(
-            f'{folder} holds no finished report; run "medkd report" first, or name another folder of reports/'
-        ) from None
+    manifest = _manifest(folder / "manifest.json")
     of_study = "study" in manifest
     ran = [notebook["name"] for notebook in manifest["notebooks"]]
     stages = [f"study.{dataset}" for dataset in manifest["cohorts"]] if of_study else ran
@@ -78,6 +74,20 @@ def share(name: str, target: Path) -> Path:
     )
 
 
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(
+            f'{path.parent} holds no finished report; run "medkd report" first, or name another folder of reports/'
+        ) from None
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise DataError(f'{path} is no readable JSON ({error}); run "medkd report" again') from None
+    if not isinstance(manifest, dict) or not {"notebooks", "cohorts"} <= manifest.keys():
+        raise DataError(f'{path} must hold "notebooks" and "cohorts" of a report; run "medkd report" again')
+    return manifest
+
+
 def _places(manifest: Mapping[str, Any]) -> list[str]:
     """Values of the parameters that name a folder or file."""
     rows = [row for rows in manifest.get("parameters", {}).values() for row in rows if isinstance(row, Mapping)]
@@ -87,14 +97,22 @@ def _places(manifest: Mapping[str, Any]) -> list[str]:
 class Cleaner:
     """Makes of a value the same in which paths, also inside longer texts, are cut down to their last part.
 
+    The user's own folder, whose last part is a person's name, becomes "~".
+
     Args:
         known: paths that may hold what `FOLDERS` takes for the end of one.
     """
 
     def __init__(self, known: Iterable[str]) -> None:
-        places = {place.rstrip("/\\") for place in known if "/" in place or "\\" in place}
-        places |= {str(place) for place in (paths.home(), Path.home()) if place.name}
-        self.known = re.compile("|".join(rf"(?<![\w.]){re.escape(place)}(?!\w)" for place in sorted(places)[::-1]))
+        self.own = {str(Path.home()), str(Path.home().resolve())}
+        places = {place for place in known if "/" in place or "\\" in place}
+        places |= {str(Path(place).parent) for place in places if place.startswith("/")} | self.own
+        places |= {os.environ.get("MEDKD_HOME", ""), str(paths.home())}
+        places = {place.rstrip("/\\") for place in places} - {""}
+        # the longest first; a relative one not inside another path or address
+        begun = [(r"(?<![\w.])" if place[0] in "/\\" else r"(?<![\w./])", place) for place in sorted(places)[::-1]]
+        either = "|".join(before + re.escape(place) for before, place in begun) or "(?!)"
+        self.known = re.compile(rf"({either})(?![\w-]|\.\w)([/\\]?)")
 
     def __call__(self, value: Any) -> Any:
         """The value, of which texts in mappings and lists are cleaned too; pictures inside a text stay."""
@@ -108,4 +126,11 @@ class Cleaner:
         return "".join(part if number % 2 else self._text(part) for number, part in enumerate(parts))
 
     def _text(self, text: str) -> str:
-        return FOLDERS.sub("", self.known.sub(lambda found: re.split(r"[/\\]", found[0])[-1], text))
+        return FOLDERS.sub("", self.known.sub(self._shortened, text))
+
+    def _shortened(self, found: re.Match[str]) -> str:
+        """The last part of a known folder; in front of more parts, what `FOLDERS` takes away together with them."""
+        place, more = found.groups()
+        if more:
+            return "/-/" if more == "/" else "C:\\"
+        return "~" if place in self.own else re.split(r"[/\\]", place)[-1]

@@ -72,7 +72,11 @@ def test_photographs_links_and_folders_stay_at_home(report, tmp_path):
 @pytest.mark.parametrize(
     "text, left",
     [
-        ("/home/ann smith/own/table.csv is missing", "own/table.csv is missing"),  # the folder that was given
+        (
+            "/home/ann smith/own/a b/table.csv is missing",
+            "</strong> table.csv is missing",
+        ),  # in the folder that was given
+        ("no /home/ann smith/own", "no own"),
         ("root:/home/ann/x", "root:x"),
         ("file:///home/ann/x.html", "x.html"),
         (r"C:\Users\ann\x.csv is missing", "x.csv is missing"),
@@ -103,9 +107,37 @@ def test_cells_of_tables_and_titles_lose_their_folders_too(report, tmp_path):
     manifest["parameters"][STAGE].append({"parameter": "root", "value": "/home/ann smith/own", "default": ""})
     write_json(report / "manifest.json", manifest)
     html = share("isic2018", tmp_path / "given.html").read_text(encoding="utf-8")
-    for kept in (">a.png<", ">own/b.png<", ">h.csv<", ">1/2<", ">n/a<", "Own, table.csv"):
+    for kept in (">a.png<", ">b.png<", ">h.csv<", ">1/2<", ">n/a<", "Own, table.csv"):
         assert kept in html
     assert "/home/" not in html and "Klinik" not in html and "smith" not in html
+
+
+@pytest.mark.parametrize(
+    "text, left",
+    [
+        ("/home/anna.schmidt/data/x.csv", "x.csv"),
+        ("file /home/anna.schmidt/photos of patients/a.png not read", "file a.png not read"),
+        ("see /home/anna.schmidt/isic: 3 rows", "see isic: 3 rows"),
+        ("file:///home/anna.schmidt/x.html", "x.html"),
+        ("/home/anna.schmidt is full. /home/anna.schmidt.", "~ is full. ~."),
+        ("/home/anna.schmidt-old/x.csv", "x.csv"),
+        ("/srv/of anna/project/reports/quick/x.csv", "x.csv"),
+        ("in /srv/of anna/project", "in project"),
+        ("/mnt/klinik, anna/isic, 2018/y.csv and /mnt/klinik, anna/z.csv", "y.csv and z.csv"),
+    ],
+)
+def test_below_the_users_and_the_projects_folder_only_the_last_part_is_kept(monkeypatch, text, left):
+    """Their names went away, and what followed them stayed."""
+    monkeypatch.setenv("HOME", "/home/anna.schmidt")
+    monkeypatch.setenv("MEDKD_HOME", "/srv/of anna/project")
+    assert Cleaner(["/mnt/klinik, anna/isic, 2018"])(text) == left
+
+
+@pytest.mark.parametrize("content", [b'{"report": ', b"\xff", b"[]", b"{}"])
+def test_a_damaged_manifest_is_told_in_a_sentence(report, tmp_path, content):
+    (report / "manifest.json").write_bytes(content)
+    refused = CliRunner().invoke(app, ["share", "isic2018", str(tmp_path / "x.html")])
+    assert refused.exit_code == 2 and "manifest.json" in refused.stderr and 'run "medkd report" again' in refused.stderr
 
 
 def test_an_embedded_picture_is_no_path():
