@@ -22,7 +22,9 @@ def train(
         str, typer.Option(help="In their place a JSON file: the notebook's parameters that differ from its defaults.")
     ] = "",
     devices: Annotated[int, typer.Option(min=1, help="Processes on this machine, one per GPU where it has some.")] = 1,
-    nodes: Annotated[int, typer.Option(min=1, help="Machines; the run store must lie on a disk they share.")] = 1,
+    nodes: Annotated[
+        int, typer.Option(min=1, help="Machines; they share the run store's disk, and a network without strangers.")
+    ] = 1,
     node: Annotated[int, typer.Option(min=0, help="Number of this machine, from 0.")] = 0,
     address: Annotated[str, typer.Option(help="HOST:PORT of machine 0, for more than one machine.")] = "",
 ) -> None:
@@ -30,10 +32,15 @@ def train(
     import os
 
     from medkd.report.plan import stage_config
+    from medkd.stages.train import checked_stage
     from medkd.stages.worker import command
 
     if bool(dataset) == bool(config):
         fail("give either --dataset, as to medkd report, or --config FILE", 2)
+    if config and (root or p or preset != "quick" or device != "auto" or seed):
+        fail("--config FILE holds all parameters: give no --root, -p, --preset, --device or --seed beside it", 2)
+    if nodes == 1 and (node or address):
+        fail("--node and --address are for several machines: give --nodes N too, or leave them out", 2)
     if dataset:
         with told():
             root = os.path.abspath(root) if root else ""
@@ -41,6 +48,9 @@ def train(
             config = str(stage_config(stage, dataset, **how))
     if nodes > 1 and not address:
         fail(f"--nodes {nodes} needs --address HOST:PORT, where machine 0 can be reached", 2)
+    if nodes * devices > 1:  # one process tells what is wrong itself
+        with told():
+            checked_stage(stage, Path(config))
     line = command(stage, os.path.abspath(config), devices, nodes, address, node)
     os.execv(line[0], line)
 
@@ -61,6 +71,10 @@ def batch(
     from medkd.batch.engine import SchedulerLost, is_finished, prepare, run_study
     from medkd.batch.study import Study
 
+    if scheduler and (jobqueue or workers):
+        fail("--scheduler names a cluster with workers of its own: leave --jobqueue and --workers out", 2)
+    if jobqueue and workers:
+        fail("--workers counts notebooks on this machine: with --jobqueue, `jobs` in its file says how many run", 2)
     with told(interrupted="interrupted; finished notebooks are kept, and the same command goes on from there"):
         asked = Study.read(Path(study))
         if dry_run:

@@ -151,13 +151,17 @@ def _is_still(path: Path, handle: IO[Any]) -> bool:
 
 
 @contextmanager
-def locked_folder(folder: Path) -> Iterator[None]:
-    """Make a folder and hold its lock; where it is taken away meanwhile, it is made again."""
+def locked_folder(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """Make a folder and hold its lock; where it is taken away meanwhile, it is made again.
+
+    Raises:
+        BlockingIOError: as `locked`.
+    """
     with ExitStack() as held:
         while True:
             folder.mkdir(parents=True, exist_ok=True)
             try:
-                held.enter_context(locked(folder / ".lock"))
+                held.enter_context(locked(folder / ".lock", wait=wait))
                 break
             except FileNotFoundError:
                 continue

@@ -1,12 +1,14 @@
 """Several processes that train one network, each on its part of every batch; all of it does nothing for a single one.
 
-torchrun starts the processes (`medkd train`), torch.distributed connects them. Weights stay equal because every process
-applies the mean gradient of all; queues and memory banks stay equal because every process writes the keys of all.
+`medkd train` starts the processes, on several machines through torchrun; torch.distributed connects them. Weights stay
+equal because every process applies the mean gradient of all; queues and memory banks stay equal because every process
+writes the keys of all.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -29,12 +31,26 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def join() -> None:
-    """Connect the processes that torchrun started; NCCL for what lies on GPUs, gloo for what lies in main memory."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+def join(store: str = "") -> None:
+    """Connect the processes; NCCL for what lies on GPUs, gloo for what lies in main memory.
+
+    Args:
+        store: file in which the processes of one machine meet, so that nothing listens to other machines; without it
+            they meet as torchrun tells them.
+    """
+    n_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if n_processes == 1 or distributed.is_initialized():
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    if not store:
+        distributed.init_process_group(backend)
+        return
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.setdefault(name, "lo" if sys.platform == "linux" else "lo0")
+    files = distributed.FileStore(store, n_processes)
+    distributed.init_process_group(backend, store=files, rank=int(os.environ["RANK"]), world_size=n_processes)
 
 
 def leave() -> None:

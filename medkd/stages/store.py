@@ -7,7 +7,7 @@ import json
 import string
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+LOOK_EVERY = 5.0
+"""Seconds between looks at a lock by one of several processes."""
 TEXTS = ("id", "patient", "roi", "setting", "class", "method", "task", "anchor", "candidate", "shortcut", "reference")
 """Columns of tables that hold names, which may look like numbers."""
 
@@ -156,6 +158,22 @@ def with_upstream(keys: Iterable[str]) -> dict[str, Run]:
     return found
 
 
+def missing(keys: Iterable[str]) -> set[str]:
+    """Of runs with these keys, and of all that they were made from, the keys that no finished run has (any more)."""
+    waiting, seen, gone = list(keys), set(), set()
+    while waiting:
+        key = waiting.pop()
+        if key in seen:
+            continue
+        seen.add(key)
+        runs = [run for folder in runs_dir().glob(f"*/{glob.escape(key)}") if (run := load_folder(folder)) is not None]
+        if runs:
+            waiting += runs[0].upstream
+        else:
+            gone.add(key)
+    return gone
+
+
 def finished_runs(stage: str, key: str = "") -> list[Run]:
     """Finished runs of a stage whose key starts with `key`, by key."""
     folders = sorted((runs_dir() / stage).glob(f"{glob.escape(key)}*")) if set(key) <= set(string.hexdigits) else []
@@ -174,8 +192,10 @@ def load_or_make(unit: Unit, make: Callable[[Path], dict[str, Any]]) -> Run:
     run = load(unit)
     if parallel.told_by_main(run is not None):
         return run or load(unit)
-    # of several processes that train one network the main one holds the lock and writes the record
-    with locked_folder(unit.folder) if parallel.is_main() else nullcontext():
+    with ExitStack() as held:
+        # of several processes that train one network the main one holds the lock and writes the record
+        while not parallel.told_by_main(parallel.is_main() and _has_locked(unit.folder, held)):
+            continue
         run = load(unit)
         if parallel.told_by_main(run is not None):  # another process finished it while this one waited
             return run or load(unit)
@@ -203,3 +223,19 @@ def load_or_make(unit: Unit, make: Callable[[Path], dict[str, Any]]) -> Run:
         parallel.barrier()
     found = load_folder(unit.folder)
     return replace(found, made=True)
+
+
+def _has_locked(folder: Path, held: ExitStack) -> bool:
+    """Whether the unit's folder could be locked; waits for it, but not while other processes wait for this one.
+
+    They would take a long silence for the end of it.
+    """
+    from medkd import parallel
+
+    alone = parallel.world_size() == 1
+    try:
+        held.enter_context(locked_folder(folder, wait=alone))
+    except BlockingIOError:
+        time.sleep(LOOK_EVERY)
+        return False
+    return True

@@ -34,14 +34,20 @@ def run_stage(stage: str, config: Path) -> Iterator[str]:
         ParameterError: the stage or a parameter is unknown or out of range.
         DataError: the file is missing or no JSON object.
     """
+    short, params = checked_stage(stage, config)
+    made: Any = RUNNERS[short](params)
+    for each in made.values() if isinstance(made, dict) else [made]:
+        if isinstance(each, Run):
+            yield f"{each.stage}/{each.key}: {'made' if each.made else 'was there'}, {duration(each.seconds)}"
+
+
+def checked_stage(stage: str, config: Path) -> tuple[str, Any]:
+    """Short name of a stage and its checked parameters. Args and Raises: as `run_stage`."""
     short = next((name for name in RUNNERS if stage in (name, SHORT_NAMES[name])), "")
     if not short:
         hint = did_you_mean(stage, RUNNERS, ";")
         raise ParameterError(f'there is no stage "{stage}" to train{hint} known are {", ".join(RUNNERS)}')
-    made: Any = RUNNERS[short](stage_params()[SHORT_NAMES[short]].checked(_parameters(config)))
-    for each in made.values() if isinstance(made, dict) else [made]:
-        if isinstance(each, Run):
-            yield f"{each.stage}/{each.key}: {'made' if each.made else 'was there'}, {duration(each.seconds)}"
+    return short, stage_params()[SHORT_NAMES[short]].checked(_parameters(config))
 
 
 def _parameters(path: Path) -> dict[str, Any]:

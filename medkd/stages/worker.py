@@ -1,4 +1,7 @@
-"""One process of `medkd train`: `python -m medkd.stages.worker STAGE CONFIG`, alone or started by torchrun."""
+"""One process of `medkd train`: `python -m medkd.stages.worker STAGE CONFIG`, alone or one of several.
+
+Those of one machine are started by `local.py`, which adds the file they meet in; those of several by torchrun.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ def main() -> None:
     from medkd.stages.train import run_stage
     from medkd.training.stop import GO_ON
 
-    stage, config = sys.argv[1:]
-    parallel.join()
+    stage, config, *store = sys.argv[1:]
+    parallel.join(*store)
     try:
         for line in run_stage(stage, Path(config)):
             if parallel.is_main():
@@ -38,7 +41,9 @@ def command(stage: str, config: str, devices: int, nodes: int, address: str, nod
     work = ["-m", "medkd.stages.worker", stage, config]
     if devices * nodes == 1:
         return [sys.executable, *work]
-    where = ["--standalone"] if nodes == 1 else [
+    if nodes == 1:
+        return [sys.executable, "-m", "medkd.stages.local", str(devices), stage, config]
+    where = [
         f"--nnodes={nodes}", f"--node-rank={node}", f"--master-addr={address.partition(':')[0]}",
         f"--master-port={address.partition(':')[2] or 29500}",
     ]  # fmt: skip

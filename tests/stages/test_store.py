@@ -5,14 +5,17 @@ import multiprocessing
 import shutil
 import threading
 import time
+from contextlib import ExitStack
 
 import pandas as pd
 import pytest
 import torch
 
+from medkd import parallel
 from medkd.errors import DataError
 from medkd.files import locked, write_json, write_table, write_tensors
 from medkd.paths import runs_dir
+from medkd.stages import store
 from medkd.stages.store import Unit, load, load_or_make
 
 
@@ -160,6 +163,28 @@ def test_who_waited_while_the_folder_was_cleared_away_makes_the_unit_in_a_new_on
         shutil.rmtree(unit().folder)
     waiting.join()
     assert load(unit()) is not None
+
+
+def test_several_processes_keep_talking_while_another_report_trains_their_unit(project, monkeypatch):
+    """The others ended after half an hour without a word from the one that waited for the lock."""
+    said = []
+
+    def tell(value):
+        said.append(value)
+        if len(said) == 4:
+            other.close()
+        return value
+
+    monkeypatch.setattr(store, "LOOK_EVERY", 0.01)
+    monkeypatch.setattr(parallel, "world_size", lambda: 2)
+    monkeypatch.setattr(parallel, "is_main", lambda: True)
+    monkeypatch.setattr(parallel, "barrier", lambda: None)
+    monkeypatch.setattr(parallel, "told_by_main", tell)
+    other = ExitStack()
+    unit().folder.mkdir(parents=True)
+    other.enter_context(locked(unit().folder / ".lock"))
+    assert load_or_make(unit(), lambda folder: {}).made
+    assert said[1:4] == [False] * 3 and said[-2:] == [True, False], "waiting; has it, and found nothing finished"
 
 
 def test_a_lock_file_that_another_made_anew_is_asked_for_again(tmp_path):

@@ -1,12 +1,15 @@
-"""Two processes on one training: gloo on processors, started as torchrun starts them."""
+"""Two processes on one training: gloo on processors, started as `medkd train` or torchrun starts them."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -20,10 +23,13 @@ from medkd.losses.memory import ContrastiveDistillation
 from medkd.losses.modulation import GradientModulation
 from medkd.models.momentum import MoCo
 from medkd.report.plan import plan
+from medkd.stages import local
 from medkd.training.loop import Step, fit, linear_decay
 from medkd.training.stop import Stopped, request_stop
 
 N, BATCH, EPOCHS = 40, 8, 3
+LOCAL = "import sys; from medkd.stages.local import run; sys.exit(run([sys.executable, *sys.argv[1:]], 2))"
+"""A program that runs its arguments in two processes, as `medkd train` does."""
 
 
 class WholeStep(Step):
@@ -78,9 +84,16 @@ def cosines(rows):
     return modulation.last_cosine.tolist()
 
 
-def worker(folder, stop_at):
+def listening():
+    """Addresses at which this process, or the one that started it, waits for connections."""
+    family = [psutil.Process(), psutil.Process(os.getppid())]
+    found = [each for process in family for each in process.net_connections("inet")]
+    return sorted({each.laddr.ip for each in found if each.status == psutil.CONN_LISTEN})
+
+
+def worker(folder, stop_at, *store):
     """Runs in each process: trains, and writes what it has seen and holds."""
-    parallel.join()
+    parallel.join(*store)
     try:
         step, history = train(Path(folder), stop_at=int(stop_at))
         state = {name: tensor.flatten().tolist() for name, tensor in step.modules.state_dict().items()
@@ -89,7 +102,7 @@ def worker(folder, stop_at):
         dealt = parallel.dealt(own)
         found = {"seen": step.seen, "drawn": step.drawn, "loss": history["loss"].tolist(), "state": state,
                  "own": own.tolist(), "dealt": dealt.tolist(), "back": parallel.undealt(dealt).tolist(),
-                 "cosines": cosines(own)}  # fmt: skip
+                 "cosines": cosines(own), "listening": listening()}  # fmt: skip
         Path(folder, f"rank{parallel.rank()}.json").write_text(json.dumps(found))
     except Stopped as error:
         print(error)
@@ -97,9 +110,11 @@ def worker(folder, stop_at):
         parallel.leave()
 
 
-def two_processes(folder, stop_at=0):
+def two_processes(folder, stop_at=0, torchrun=False):
     folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
+    command = [sys.executable, "-c", LOCAL, __file__]
+    if torchrun:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
     done = subprocess.run(
         [*command, str(folder), str(stop_at)], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True,
         text=True, timeout=240, check=False,
@@ -135,6 +150,42 @@ def test_weights_queue_and_banks_are_the_same_in_both_and_near_those_of_one(alon
 
 
 @pytest.mark.slow
+def test_processes_of_one_machine_listen_to_no_other(both):
+    for rank in both:
+        assert set(rank["listening"]) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, rank["listening"]
+    assert both[0]["listening"], "nothing was looked at"
+
+
+@pytest.mark.parametrize(
+    "code, status",
+    [
+        ("sys.exit(0)", 0),
+        ("sys.exit(2 * int(os.environ['RANK']))", 2),
+        ("os.environ['RANK'] == '1' and os.kill(os.getpid(), 9); time.sleep(60)", 137),
+    ],
+)
+def test_processes_end_together_with_the_status_of_the_one_that_failed(monkeypatch, code, status):
+    monkeypatch.setattr(local, "END_WITHIN", 0.2)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    start = time.monotonic()
+    assert local.run([sys.executable, "-c", f"import os, sys, time; {code}"], 2) == status
+    assert time.monotonic() - start < 20
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_signal_reaches_all_processes(tmp_path):
+    work = "import os, sys, time; open(os.path.join(sys.argv[1], os.environ['RANK']), 'w'); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", LOCAL, "-c", work, str(tmp_path)])
+    for _ in range(600):
+        if len(list(tmp_path.iterdir())) == 2:
+            break
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(20) == 128 + signal.SIGTERM
+
+
+@pytest.mark.slow
 def test_rows_are_dealt_out_among_the_processes_and_come_back(both):
     assert [rank["own"] for rank in both] == [rank["back"] for rank in both] == [list(range(6)), list(range(6, 11))]
     assert [rank["dealt"] for rank in both] == [[0, 2, 4, 6, 8, 10], [1, 3, 5, 7, 9]]
@@ -167,7 +218,7 @@ def test_each_process_draws_a_dropout_of_its_own(both):
 @pytest.mark.slow
 def test_what_two_processes_began_one_goes_on_with(tmp_path, alone):
     """Stopped after a third of an epoch's steps or more, at the next moment at which they agree."""
-    assert two_processes(tmp_path / "run", stop_at=4) == []
+    assert two_processes(tmp_path / "run", stop_at=4, torchrun=True) == []
     step, history = train(tmp_path / "run")
     _, expected = alone
     assert 0 < len(step.seen) < N * EPOCHS, "nothing was kept, or nothing was left to do"
@@ -248,6 +299,27 @@ def test_a_stage_is_trained_with_the_settings_of_a_report(project, monkeypatch):
 def test_what_cannot_be_trained_ends_with_status_2(project, arguments, message):
     failed = CliRunner().invoke(app, ["train", *arguments])
     assert failed.exit_code == 2 and message in failed.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["-p", "epochs=1"], "--config FILE holds all parameters"),
+        (["--seed", "3"], "--config FILE holds all parameters"),
+        (["--device", "cpu"], "--config FILE holds all parameters"),
+        (["--preset", "paper"], "--config FILE holds all parameters"),
+        (["--root", "x"], "--config FILE holds all parameters"),
+        (["--node", "1"], "--node and --address are for several machines"),
+        (["--address", "host:1"], "--node and --address are for several machines"),
+        (["--devices", "2"], "there is no file"),
+    ],
+)
+def test_what_would_not_be_heeded_is_refused_and_several_processes_do_not_start_in_vain(
+    project, monkeypatch, arguments, message
+):
+    monkeypatch.setattr(os, "execv", lambda *line: pytest.fail("something was started"))
+    failed = CliRunner().invoke(app, ["train", "moco", "--config", "none.json", *arguments])
+    assert failed.exit_code == 2 and message in failed.stderr and len(failed.stderr.splitlines()) == 1
 
 
 def test_more_machines_need_an_address(tmp_path):
