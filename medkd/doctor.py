@@ -114,12 +114,17 @@ def _kernel() -> tuple[State, str]:
     except NoSuchKernel:
         return "mend", "no kernel called python3; run `.venv/bin/python -m ipykernel install --sys-prefix`"
     known = shutil.which(program) or program
-    if program not in ("python", "python3") and Path(known).absolute() != Path(sys.executable).absolute():
+    if program not in ("python", "python3") and _environment(Path(known)) != Path(sys.prefix).resolve():
         return "mend", (
             f"kernel python3 starts {known}, not this Python ({sys.executable}); "
             "run `.venv/bin/python -m ipykernel install --sys-prefix`"
         )
     return "ok", f"python3 starts {sys.executable}"
+
+
+def _environment(program: Path) -> Path:
+    """Folder of the environment that a Python program belongs to, whatever its name there."""
+    return (program.absolute().parent / "..").resolve()
 
 
 def _fonts() -> tuple[State, str]:

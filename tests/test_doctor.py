@@ -2,6 +2,8 @@
 
 import importlib.metadata
 import json
+import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -41,6 +43,16 @@ def test_a_kernel_of_another_python_must_be_mended(tmp_path, monkeypatch):
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     found = state_of("kernel")
     assert found.state == "mend" and "/elsewhere/python" in found.text and "ipykernel install" in found.text
+
+
+@pytest.mark.parametrize("name", ["python", "python3", f"python{sys.version_info.major}.{sys.version_info.minor}"])
+def test_a_kernel_of_this_environment_may_have_any_of_its_names(tmp_path, monkeypatch, name):
+    spec = tmp_path / "kernels" / "python3" / "kernel.json"
+    spec.parent.mkdir(parents=True)
+    program = str(Path(sys.prefix) / "bin" / name)
+    spec.write_text(json.dumps({"argv": [program, "-m", "ipykernel_launcher"], "display_name": "x"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    assert state_of("kernel").state == "ok"
 
 
 def test_a_folder_without_notebooks_must_be_mended_and_sets_the_exit_status(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -31,6 +32,9 @@ CODE = (
 )
 """What is copied of the project."""
 
+PREFIX = ".bundle-"
+"""Of the folder in which a bundle is put together."""
+
 README = """# {name}: what was run, and how to run it again
 
 | | |
@@ -38,13 +42,16 @@ README = """# {name}: what was run, and how to run it again
 | `report/index.html` | comparison over all cells, with the tables (CSV, LaTeX) and figures (PDF, PNG, CSV) it shows |
 | `notebooks/` | every executed notebook and its HTML{notebooks} |
 | `models/` | networks as ONNX and torch.export programs, each with a model card; `models.csv`: parity, latency |
-| `splits/` | who was in which part; ids are SHA-256 of "<cohort>:<id>", first sixteen hex digits |
+| `splits/` | who was in which part; ids are SHA-256 of "<cohort>:<id>", first sixteen hex digits (see below) |
 | `code/` | the package, its notebooks and its lock file |
 | `study.yaml` | the study; its cohorts are read from `data/NAME` beside it{files} |
 | `environment.json` | versions and device of the original run |
 | `reproduce.py` | runs the study with `code/` and compares the tables with those in `report/` |
 
 {cohorts}
+
+The hashes in `splits/` have no secret in them, so that whoever has the data can check them. Ids that are short or
+numbered can be guessed and tried out, which tells who took part; leave `splits/` out where nobody must learn that.
 
 Numbers are those of research software; nothing here is a medical device.
 """
@@ -78,14 +85,25 @@ def bundle(name: str, to: Path | None = None, *, notebooks: bool = True, say: Ca
         raise DataError(f"{home()} has no {lacking[0]} to bundle; start medkd in the project's folder")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".bundle-", dir=target.parent) as scratch:
+        with tempfile.TemporaryDirectory(prefix=PREFIX, dir=target.parent) as scratch:
             part = Path(scratch) / "bundle"
             part.mkdir()
             _fill(part, folder, record, notebooks, say)
             part.rename(target)
     except OSError as error:
-        raise unwritable(target.parent, error) from error
+        if _is_of(target, error):
+            raise unwritable(target.parent, error) from error
+        raise  # of a file that is read, which the error names
     return target
+
+
+def _is_of(target: Path, error: OSError) -> bool:
+    """Whether what failed is the writing of the target: of a file that is being made for it, or of its folder."""
+    if error.filename is None:  # so is every error while bytes are written
+        return error.errno is not None
+    parent, path = (Path(os.path.abspath(each)) for each in (target.parent, error.filename))
+    inside = path.relative_to(parent).parts if path.is_relative_to(parent) else ()
+    return parent.is_relative_to(path) or bool(inside and inside[0].startswith(PREFIX))
 
 
 def _fill(part: Path, folder: Path, record: Mapping[str, Any], notebooks: bool, say: Callable[[str], Any]) -> None:
@@ -102,8 +120,10 @@ def _fill(part: Path, folder: Path, record: Mapping[str, Any], notebooks: bool, 
     for name in CODE:
         if (home() / name).exists():
             copy_code(home() / name, part / "code" / name, clean, say)
-    for name in ("figures", "tables"):
-        copy_texts(folder / name, part / "report" / name, clean)
+    for name in ("figures", "tables"):  # of a study with nothing to compare one may be empty, or taken away
+        (part / "report" / name).mkdir(parents=True)
+        if (folder / name).is_dir():
+            copy_texts(folder / name, part / "report" / name, clean)
     page = (folder / "index.html").read_text(encoding="utf-8")
     (part / "report" / "index.html").write_text(clean(page), encoding="utf-8")
     for cell in record["cells"] if notebooks else ():

@@ -68,7 +68,7 @@ def copy_notebook(source: Path, to: Path, clean: Cleaner) -> None:
 
 def copy_texts(source: Path, to: Path, clean: Cleaner) -> None:
     """Copy a folder of figures and tables; tables and pages without folders' names."""
-    shutil.copytree(source, to)
+    shutil.copytree(source, to, dirs_exist_ok=True)
     for path in to.rglob("*"):
         if path.suffix in TEXTS:
             with path.open(encoding="utf-8", newline="") as file:

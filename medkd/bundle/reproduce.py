@@ -34,6 +34,10 @@ def main() -> int:
     parser.add_argument("--tolerance", type=float, default=0.02, help="largest difference of a number that is let pass")
     parser.add_argument("--compare-only", metavar="FOLDER", default="", help="compare with the report in this folder")
     options = parser.parse_args()
+    for root in options.root:
+        name, _, folder = root.partition("=")
+        if not name or not Path(folder).is_dir() or not folder:
+            parser.error(f"--root {root}: write the name of a cohort, = and a folder that is there")
     made = Path(options.compare_only or run_study(options.root, options.python, options.workers))
     return compare(HERE / "report" / "tables", made / "tables", options.tolerance)
 
@@ -57,9 +61,12 @@ def run_study(roots: list[str], python: str, workers: int) -> Path:
 
 
 def compare(expected: Path, found: Path, tolerance: float) -> int:
-    """Print each table's largest difference; 1 if a table is missing, has another shape, or differs by more."""
-    failed = 0
-    for path in sorted(expected.glob("*.csv")):
+    """Print each table's largest difference; 1 if one is missing, differs by more or in shape, or none is there."""
+    failed, tables = 0, sorted(expected.glob("*.csv"))
+    if not tables:
+        print(f"DIFFERS  {expected} holds no tables to compare with; unpack the bundle again")
+        return 1
+    for path in tables:
         other = found / path.name
         said = _difference(path, other) if other.is_file() else "is missing"
         bad = isinstance(said, str) or not said <= tolerance

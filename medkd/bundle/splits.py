@@ -1,4 +1,8 @@
-"""Who was in which part of a study, by hashes of the ids: whoever has the data can check it, and others learn no id."""
+"""Who was in which part of a study, by hashes of the ids: whoever has the data can check it.
+
+The ids do not stand there, but the hashes have no secret in them: short or numbered ids can be guessed and tried out,
+and then it is known that an image or patient took part, and in which part.
+"""
 
 from __future__ import annotations
 

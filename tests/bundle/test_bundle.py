@@ -116,6 +116,14 @@ def test_other_tables_are_told(compared, text, told):
     assert code == 1 and told in said
 
 
+def test_what_would_compare_nothing_or_has_no_folder_does_not_pass(compared, tmp_path):
+    (tmp_path / "bundle" / "report" / "tables" / "study.csv").unlink()
+    code, said = compared("method,auc\n")
+    assert code == 1 and "holds no tables to compare with" in said
+    for root in ("milk10k", "milk10k=", f"milk10k={tmp_path}/none", f"={tmp_path}"):
+        assert compared("", "--root", root) == (2, ""), root
+
+
 def test_a_study_that_cannot_be_bundled_is_refused_in_one_sentence(project, tmp_path):
     with pytest.raises(DataError, match="there is no study night"):
         assemble.bundle("night")
@@ -218,6 +226,25 @@ def test_a_bundle_holds_the_files_that_its_study_names_and_no_folder_of_this_mac
     assert (made / "report" / "tables" / "t.csv").read_text() == "file,n\nsplits.csv,1/2\n"
     page = (made / "report" / "index.html").read_text()
     assert page == '<img src="data:image/png;base64,A+/b/c=="><td>splits.csv</td>'
+
+
+def test_a_study_without_figures_is_bundled(study, tmp_path):
+    (study / "figures").rmdir()
+    made = assemble.bundle("night", tmp_path / "made", say=lambda line: None)
+    assert (made / "report" / "tables" / "t.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    "name, of_target", [("{target}/x.png", True), ("{parent}", True), (None, True), ("{study}/a.png", False)]
+)
+def test_only_what_is_written_is_called_unwritable(study, tmp_path, monkeypatch, name, of_target):
+    def fail(part, *_):
+        place = name and name.format(target=part, parent=tmp_path, study=study)
+        raise OSError(28, "No space left on device", place)
+
+    monkeypatch.setattr(assemble, "_fill", fail)
+    with pytest.raises(DataError if of_target else OSError, match="cannot be written to" if of_target else "a.png"):
+        assemble.bundle("night", tmp_path / "made")
 
 
 def test_a_study_whose_file_is_gone_is_refused(study, tmp_path):
