@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import psutil
 
 from medkd.batch.node import TOPIC, gpus, run_node
 from medkd.batch.progress import Board
@@ -19,7 +19,7 @@ from medkd.batch.study import Cell, Node, Study, expand, nodes_of
 from medkd.errors import DataError, MedkdError
 from medkd.models.device import pick_device
 from medkd.paths import home, reports_dir
-from medkd.report.entry import alone, checked_cohort, read_state
+from medkd.report.entry import alone, checked_cohort, is_good
 from medkd.yaml_file import read_yaml
 
 if TYPE_CHECKING:
@@ -58,9 +58,8 @@ def prepare(study: Study) -> tuple[list[Cell], dict[str, Node], dict[str, list[s
 
 
 def is_finished(study: Study, node: Node) -> bool:
-    """Whether the notebook was run before and nothing it depends on has changed."""
-    state = read_state(reports_dir() / study.name / node.folder, node.entry)
-    return state.get("state") == "finished" and state.get("key") == node.key
+    """Whether the notebook was run before, nothing it depends on has changed, and what it made is there."""
+    return is_good(reports_dir() / study.name / node.folder, node.entry, node.key)
 
 
 def run_study(
@@ -92,17 +91,39 @@ def run_study(
     cells, nodes, of_cell = prepare(study)
     if not scheduler and not jobqueue:
         pick_device(study.device)
-    with alone(reports_dir() / study.name, f"study {study.name}"):
+    with alone(reports_dir() / study.name, f"study {study.name}"), _interrupted_by_signals():
         open_nodes = [node for node in nodes.values() if not is_finished(study, node)]
         board = Board(study, cells, nodes, of_cell, waiting=[node.key for node in open_nodes], say=say)
         board.save()
         try:
             if open_nodes:
-                with _client(scheduler, jobqueue, workers, len(open_nodes)) as client:
+                on_cpu = study.device.startswith("cpu")
+                with _client(scheduler, jobqueue, workers, len(open_nodes), on_cpu=on_cpu) as client:
                     _run_all(client, study, open_nodes, board, cell_timeout)
         finally:
             unfinished = board.close()
     return unfinished
+
+
+@contextmanager
+def _interrupted_by_signals() -> Iterator[None]:
+    """SIGTERM, and SIGHUP unless it is ignored as under nohup, raise KeyboardInterrupt as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python lets the main thread alone set signal handlers
+        return
+
+    def stop(number: int, _: Any) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _run_all(client: Client, study: Study, nodes: list[Node], board: Board, cell_timeout: int | None) -> None:
@@ -159,32 +180,41 @@ def _work(study: Study, node: Node, cell_timeout: int | None) -> dict[str, Any]:
 
 
 @contextmanager
-def _client(scheduler: str, jobqueue: str, workers: int, n_nodes: int) -> Iterator[Client]:
+def _client(scheduler: str, jobqueue: str, workers: int, n_nodes: int, *, on_cpu: bool = False) -> Iterator[Client]:
     """A client of the cluster that was asked for; one that is started here ends with the block."""
     from distributed import Client
 
     if scheduler:
         try:
             client = Client(scheduler, timeout=CONNECT_WITHIN)
-        except (OSError, TimeoutError) as error:
+        except (
+            OSError,
+            TimeoutError,
+            ValueError,
+            TypeError,
+        ) as error:  # the latter two: it is no address, or needs TLS
             raise DataError(
                 f"no Dask scheduler answers at {scheduler} ({error}); start one or check the address"
             ) from error
         with client:
             yield client
         return
-    with _jobqueue_cluster(Path(jobqueue)) if jobqueue else _local_cluster(workers, n_nodes) as cluster:
+    with _jobqueue_cluster(Path(jobqueue)) if jobqueue else _local_cluster(workers, n_nodes, on_cpu=on_cpu) as cluster:
         with Client(cluster) as client:
             yield client
 
 
-def _local_cluster(workers: int, n_nodes: int) -> Any:
-    """Worker processes on this machine: one per GPU, or as many as cores and memory allow, on localhost only."""
+def _local_cluster(workers: int, n_nodes: int, *, on_cpu: bool = False) -> Any:
+    """Worker processes on this machine: one per GPU, or as many as cores and memory allow, on localhost only.
+
+    With `on_cpu` GPUs do not count, and notebooks see none.
+    """
     import dask
     from dask.system import CPU_COUNT  # that this process may use: fewer than the machine has in a job or container
     from distributed import LocalCluster
+    from distributed.system import MEMORY_LIMIT as memory  # noqa: N811  of a container too
 
-    memory, found = psutil.virtual_memory().total, gpus()
+    found = [] if on_cpu else gpus()
     fitting = len(found) or max(1, min(CPU_COUNT, memory // MEMORY_EACH))
     n_workers = min(workers or fitting, n_nodes)
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, CPU_COUNT // n_workers)))
@@ -202,7 +232,8 @@ def _local_cluster(workers: int, n_nodes: int) -> Any:
             security=True,  # TLS with a certificate made for this study: on localhost other users are strangers too
             preload=["medkd.batch.node"],
             env=dict.fromkeys(("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"), threads)
-            | {"MKL_NUM_THREADS": os.environ.get("MKL_NUM_THREADS", threads)},
+            | {"MKL_NUM_THREADS": os.environ.get("MKL_NUM_THREADS", threads)}
+            | ({"CUDA_VISIBLE_DEVICES": ""} if on_cpu else {}),
         )
     if found:
         _one_gpu_each(cluster, n_workers, found)

@@ -34,8 +34,12 @@ LOOK_EVERY = 1.0  # seconds
 
 
 def dask_setup(_: Worker) -> None:
-    """Dask calls it in the workers that are started here: Ctrl-C reaches all of a terminal; the client acts on it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Dask calls it in the workers that are started here: Ctrl-C, and the end of a terminal, reach all in it.
+
+    The client acts on them.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def run_node(work: Mapping[str, Any], *needed: Mapping[str, Any]) -> dict[str, Any]:

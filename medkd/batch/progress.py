@@ -14,7 +14,7 @@ from medkd.batch.study import Cell, Node, Study
 from medkd.errors import DataError
 from medkd.files import write_json
 from medkd.paths import reports_dir
-from medkd.report.entry import code_digest
+from medkd.report.entry import code_digest, read_state
 from medkd.text import duration
 
 OPEN = ("waiting", "running")
@@ -45,7 +45,9 @@ class Board:
         say: Callable[[str], Any] = print,
     ) -> None:
         self.study, self.cells, self.nodes, self.of_cell, self.say = study, cells, nodes, of_cell, say
-        self.states = {key: {"state": "waiting" if key in set(waiting) else "finished"} for key in nodes}
+        self.states = {
+            key: {"state": "waiting"} if key in set(waiting) else self._finished(node) for key, node in nodes.items()
+        }
         self.n_workers = 1
         self.live = sys.stderr.isatty()
         self._said = 0.0
@@ -155,6 +157,11 @@ class Board:
         node, state = self.nodes[key], self.states[key]
         known = {"notebook": node.entry.notebook, "node": key, "folder": node.folder}
         return known | {name: state.get(name) for name in ("state", "seconds", "error")}
+
+    def _finished(self, node: Node) -> dict[str, Any]:
+        """State of a notebook that an earlier call finished, with the seconds it took then."""
+        state = read_state(reports_dir() / self.study.name / node.folder, node.entry)
+        return {"state": "finished", "seconds": state.get("seconds"), "error": ""}
 
     def _where(self, key: str) -> str:
         return f"{self.nodes[key].folder}/{self.nodes[key].entry.notebook}"

@@ -15,7 +15,7 @@ import medkd
 from medkd.errors import DataError, ParameterError
 from medkd.files import PLAIN_NAME, existing_notebook, locked, unwritable, write_json
 from medkd.paths import home
-from medkd.report.index import replaced
+from medkd.report.index import index_file, load_index, replaced
 
 if TYPE_CHECKING:  # what plans waits for torch and what runs for papermill, each seconds that the other need not wait
     from medkd.data.cohort import Cohort
@@ -38,15 +38,15 @@ def run_entry(
         cell_timeout: seconds per cell may take; None for no limit.
 
     Returns:
-        The record (name, key, parameters, state "finished" or "failed", error, seconds, html), and the failure if
-        there was one.
+        The record (name, key, parameters, state "finished" or "failed", error, seconds, html, and whether it left an
+        index), and the failure if there was one.
     """
     from medkd.report.notebooks import NotebookFailure, export_html, run_notebook
 
     start = time.monotonic()
     _state_path(folder, entry).unlink(missing_ok=True)  # a killed run must not pass for the one before it
     record = {"name": entry.name, "key": key, "parameters": entry.parameters}
-    output = folder / "notebooks" / f"{entry.name}.ipynb"
+    output = _executed(folder, entry)
     failure: NotebookFailure | None = None
     try:
         with replaced(folder, [entry.name]):
@@ -61,7 +61,7 @@ def run_entry(
     except NotebookFailure as error:
         failure = error
         record |= {"state": "failed", "error": str(error)}
-    record["seconds"] = round(time.monotonic() - start, 1)
+    record |= {"seconds": round(time.monotonic() - start, 1), "index": index_file(folder, entry.name).is_file()}
     if output.exists():
         export_html(output, output.with_suffix(".html"))
         record["html"] = f"notebooks/{entry.name}.html"
@@ -185,6 +185,25 @@ def source_of(entry: Entry) -> Path:
 
 def _state_path(folder: Path, entry: Entry) -> Path:
     return folder / "notebooks" / f"{entry.name}.json"
+
+
+def _executed(folder: Path, entry: Entry) -> Path:
+    return folder / "notebooks" / f"{entry.name}.ipynb"
+
+
+def is_good(folder: Path, entry: Entry, key: str) -> bool:
+    """Whether the notebook finished with this key, and what it made is still there: its output, its index, its runs."""
+    from medkd.stages.store import missing
+
+    state = read_state(folder, entry)
+    if state.get("state") != "finished" or state.get("key") != key or not _executed(folder, entry).is_file():
+        return False
+    try:
+        return not missing(load_index(index_file(folder, entry.name)).get("runs", []))
+    except FileNotFoundError:
+        return not state.get("index")  # a notebook without figures, tables and runs
+    except DataError:
+        return False
 
 
 def read_state(folder: Path, entry: Entry) -> dict[str, Any]:

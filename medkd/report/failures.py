@@ -10,6 +10,8 @@ import json
 import os
 import shlex
 import sys
+import time
+from datetime import datetime
 from pathlib import Path
 
 import nbformat
@@ -80,17 +82,20 @@ def settle(output: Path, kind: str, text: str) -> NotebookFailure:
     quoted = str(failure).replace("`", "'")  # a code span, so that an error message cannot become markup
     banner = (
         f"### This run stopped: {kind}\n\n`{quoted}`\n\n"
-        f"The cells from there on have no results.{link} {_last_metrics()} Finished stages are kept: "
-        f"{_resume_command()} continues from there."
+        f"The cells from there on have no results.{link} {_last_metrics(output.stem, notebook)} "
+        f"Finished stages are kept: {_resume_command()} continues from there."
     )
     notebook.cells.insert(0, nbformat.v4.new_markdown_cell(banner, metadata={"tags": [MARKER_TAG]}))
     write_atomically(output, lambda part: nbformat.write(notebook, part))
     return failure
 
 
-def _last_metrics() -> str:
-    """What the youngest unfinished training logged last, one sentence."""
-    records = [path for path in runs_dir().glob("*/*/checkpoint.*.json") if not (path.parent / "run.json").exists()]
+def _last_metrics(name: str, notebook: NotebookNode) -> str:
+    """What the youngest unfinished training of this notebook's stage logged last since it began, one sentence."""
+    start = notebook.metadata.papermill.get("start_time")
+    began = datetime.fromisoformat(start).timestamp() if start else time.time()
+    found = runs_dir().glob(f"{name[:3]}*/*/checkpoint.*.json")  # "06_": methods that are compared have a stage too
+    records = [path for path in found if path.stat().st_mtime >= began and not (path.parent / "run.json").exists()]
     for path in sorted(records, key=lambda record: record.stat().st_mtime, reverse=True):
         try:
             record = json.loads(path.read_text())
@@ -101,7 +106,7 @@ def _last_metrics() -> str:
         where = f"{path.parent.parent.name}/{path.parent.name}"
         told = ", ".join(numbers) or "no epoch was finished"
         return f"Last metrics ({where}, {record['total_steps']} steps): {told}."
-    return "No training had reached a checkpoint."
+    return "No training of its stage had reached a checkpoint since it began."
 
 
 def _resume_command() -> str:

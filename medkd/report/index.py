@@ -13,7 +13,7 @@ from medkd.errors import DataError
 
 def forget(folder: Path, stage: str) -> None:
     """Forget what an earlier execution of the stage left, so that nothing of it stands beside what this one makes."""
-    _index_file(folder, stage).unlink(missing_ok=True)
+    index_file(folder, stage).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -62,12 +62,13 @@ def _files(folder: Path, stages: list[str]) -> set[str]:
     found: set[str] = set()
     for stage in stages:
         with suppress(FileNotFoundError, DataError):
-            entries = load_index(_index_file(folder, stage))["entries"]
+            entries = load_index(index_file(folder, stage))["entries"]
             found.update(file for entry in entries for file in entry["files"].values())
     return found
 
 
-def _index_file(folder: Path, stage: str) -> Path:
+def index_file(folder: Path, stage: str) -> Path:
+    """Where the index of a stage lies."""
     return Path(folder) / "index" / f"{stage}.json"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from medkd.files import write_json
 from medkd.models.device import pick_device
 from medkd.paths import reports_dir
-from medkd.report.entry import alone, checked_cohort, checked_name, entry_key, read_state, run_entry, source_of
+from medkd.report.entry import alone, checked_cohort, checked_name, entry_key, is_good, read_state, run_entry, source_of
 from medkd.report.index import read_index, read_metrics, read_runs
 from medkd.report.notebooks import NotebookFailure
 from medkd.report.page import build_page, versions
@@ -82,10 +82,9 @@ def _run(
     for number, entry in enumerate(entries, start=1):
         label = f"[{number}/{len(entries)}] {entry.name}"
         key = entry_key(entry, cohorts[entry.dataset].shown)
-        state = read_state(folder, entry)
-        if state.get("key") == key and state.get("state") == "finished":
+        if is_good(folder, entry, key):
             say(f"{label}: up to date")
-            done.append(state)
+            done.append(read_state(folder, entry))
             continue
         say(f"{label}: running")
         record, failure = run_entry(folder, entry, key, cell_timeout=cell_timeout)

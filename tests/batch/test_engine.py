@@ -182,13 +182,17 @@ def test_a_killed_worker_costs_only_the_steps_since_the_last_checkpoint(project)
 
 
 @pytest.mark.slow
-def test_an_interrupted_study_ends_soon_and_goes_on(project):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_study_ends_soon_and_goes_on(project, number):
+    """Ctrl-C and the end of a terminal reach all processes in it; `kill` the command alone."""
     process = start(path := study_file(project, **TEACHER), "--workers", "1")
     kernel = kernel_of(project, 3)
-    os.killpg(process.pid, signal.SIGINT)
+    (os.kill if number == signal.SIGTERM else os.killpg)(process.pid, number)
     code, output = finish(process, 120)
     assert code == 130, output
-    assert "interrupted; finished notebooks are kept" in output and "Traceback" not in output
+    assert "interrupted; finished notebooks are kept" in output
+    # SIGHUP ends a helper of Python's multiprocessing, which is started again and complains where nobody reads it
+    assert "Traceback" not in output or number == signal.SIGHUP
     wait_for(lambda: has_ended(kernel), 10)
     assert states(project) == ["waiting"]
     stopped = project / "reports" / "study" / "own+seed=0" / "notebooks" / "02_teacher_training.own.ipynb"
@@ -310,6 +314,9 @@ def test_an_address_where_no_scheduler_is_and_a_bad_jobqueue_file_are_told(proje
     path = study_file(project)
     with pytest.raises(DataError, match="no Dask scheduler answers at tcp://127.0.0.1:9"):
         run_here(path, scheduler="tcp://127.0.0.1:9")
+    for address in ("nonsense://x", "tcp://127.0.0.1:port", "tls://127.0.0.1:9"):
+        with pytest.raises(DataError, match=f"no Dask scheduler answers at {address}"):
+            run_here(path, scheduler=address)
     Path(project / "queue.yaml").write_text("cluster: NoSuchCluster\njobs: 2\n")
     with pytest.raises(DataError, match=r"queue\.yaml must name cluster \(such as SLURMCluster\)"):
         run_here(path, jobqueue=str(project / "queue.yaml"))
@@ -335,6 +342,17 @@ def test_a_notebook_that_wants_more_memory_than_its_share_fails_in_words(limit, 
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.stderr.strip() == ended or run.stderr.strip().endswith(ended)
     assert (run.returncode != 0) == bool(ended)
+
+
+def test_a_study_for_the_processor_takes_cores_and_the_memory_of_its_container_on_a_machine_with_gpus(monkeypatch):
+    made = {}
+    monkeypatch.setattr("distributed.LocalCluster", lambda **settings: made.update(settings))
+    monkeypatch.setattr("dask.system.CPU_COUNT", 8)
+    monkeypatch.setattr("distributed.system.MEMORY_LIMIT", 3 * engine.MEMORY_EACH)
+    monkeypatch.setattr(engine, "gpus", lambda: ["0"])
+    engine._local_cluster(workers=0, n_nodes=5, on_cpu=True)
+    assert made["n_workers"] == 3 and made["memory_limit"] == engine.MEMORY_EACH
+    assert made["env"]["CUDA_VISIBLE_DEVICES"] == ""
 
 
 @pytest.mark.parametrize(("given", "threads"), [("", "4"), ("1", "1")])

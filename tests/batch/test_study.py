@@ -205,6 +205,19 @@ def test_the_board_counts_cells_and_estimates_from_what_finished(tmp_path, noteb
     assert cells[1].name in board.close()
 
 
+def test_a_second_call_keeps_how_long_finished_notebooks_took(tmp_path, notebooks):
+    study = Study.read(written(tmp_path, cells=None))
+    nodes, of_cell = nodes_of(cells := expand(study), {"phantom-glioma": "content"})
+    first = nodes[of_cell[cells[0].name][0]]
+    folder = notebooks / "reports" / "ablation" / first.folder / "notebooks"
+    folder.mkdir(parents=True)
+    (folder / f"{first.entry.name}.json").write_text(json.dumps({"state": "finished", "seconds": 61.0}))
+    board = Board(study, cells, nodes, of_cell, waiting=[key for key in nodes if key != first.key], say=print)
+    board.save()
+    record = json.loads((notebooks / "reports" / "ablation" / "study.json").read_text())
+    assert record["cells"][0]["notebooks"][0]["seconds"] == 61.0
+
+
 def test_a_log_hears_of_a_running_notebook_now_and_then_and_the_board_knows_when_all_have_ended(
     tmp_path, notebooks, monkeypatch
 ):
@@ -229,6 +242,19 @@ def test_a_log_hears_of_a_running_notebook_now_and_then_and_the_board_knows_when
     board.ended(first, {"state": "finished", "seconds": 1, "error": ""})
     board.heard(first, "late")
     assert len(said) == 3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--scheduler", "tcp://x:1", "--workers", "2"],
+        ["--jobqueue", "q", "--workers", "2"],
+        ["--scheduler", "tcp://x:1", "--jobqueue", "q"],
+    ],
+)
+def test_options_of_two_places_to_run_are_refused(tmp_path, options):
+    refused = CliRunner().invoke(app, ["batch", str(written(tmp_path)), *options])
+    assert refused.exit_code == 2 and options[0] in refused.stderr and len(refused.stderr.splitlines()) == 1
 
 
 def test_a_dry_run_tells_what_would_run_and_runs_nothing(tmp_path, notebooks):

@@ -5,10 +5,12 @@ import dataclasses
 import pytest
 
 from medkd.data.phantoms import glioma
+from medkd.files import write_json
 from medkd.report import entry as entries
 from medkd.report.plan import plan
 from medkd.report.session import begin
 from medkd.stages import TeacherParams
+from medkd.stages.store import Unit, load_or_make
 
 
 def test_a_notebook_is_stale_when_it_its_parameters_the_code_or_the_cohort_change(project, monkeypatch):
@@ -42,6 +44,35 @@ def test_a_notebook_is_stale_when_the_content_of_a_file_changes_and_not_when_it_
     assert key("b.csv", "1", split_file="~/b.csv") == first
     assert first == key("b.csv", "1") != key("b.csv", "2")
     assert key("b.csv", "3", split_file="none") != key("b.csv", "4", split_file="none"), "weights of the teacher"
+
+
+def test_a_finished_notebook_is_run_again_when_what_it_made_is_gone(project):
+    """Its runs, and those they were made from, its output or its index."""
+    entry = plan(["phantom-glioma"], report="r", overrides={})[2]
+    teacher = load_or_make(Unit("02_teacher_training", 1, {}, "c"), lambda folder: {})
+    student = load_or_make(Unit("03_distillation", 1, {}, "c", [teacher]), lambda folder: {})
+    folder = project / "reports" / "r"
+
+    def finish():
+        write = {"notebooks": {"state": "finished", "key": "k", "index": True}, "index": {"runs": [student.key]}}
+        for place, content in write.items():
+            (folder / place).mkdir(parents=True, exist_ok=True)
+            write_json(folder / place / f"{entry.name}.json", content)
+        (folder / "notebooks" / f"{entry.name}.ipynb").touch()
+        assert entries.is_good(folder, entry, "k") and not entries.is_good(folder, entry, "other")
+
+    for lost in (f"notebooks/{entry.name}.ipynb", f"index/{entry.name}.json", f"notebooks/{entry.name}.json"):
+        finish()
+        (folder / lost).unlink()
+        assert not entries.is_good(folder, entry, "k"), lost
+    finish()
+    (folder / "index" / f"{entry.name}.json").write_text("{")
+    assert not entries.is_good(folder, entry, "k")
+    for run in (teacher, student):
+        finish()
+        kept = (run.folder / "run.json").rename(run.folder / "kept")
+        assert not entries.is_good(folder, entry, "k"), run.stage
+        kept.rename(run.folder / "run.json")
 
 
 @pytest.mark.parametrize("simulated", [True, False])

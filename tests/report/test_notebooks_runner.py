@@ -147,6 +147,13 @@ fit(step, torch.arange(8), torch.optim.SGD(step.modules.parameters(), lr=0.001),
 
 def test_the_banner_of_a_killed_training_has_its_last_metrics_and_the_command(project, monkeypatch):
     monkeypatch.setenv("MEDKD_COMMAND", "medkd batch study.yaml")
+    for stage, age in (("02_teacher_training", -60), ("03_distillation", 60)):  # of another report; of days ago
+        other = project / "reports" / "runs" / stage / "other" / "checkpoint.1.json"
+        other.parent.mkdir(parents=True)
+        other.write_text('{"history": [{"loss": 1.0}], "total_steps": 5}')
+        os.utime(other, (time.time() - age, time.time() - age))
+    stopped = run_and_fail(project, "1 / 0")[1]
+    assert "No training of its stage had reached a checkpoint since it began." in stopped.cells[0].source
     failure, notebook = run_and_fail(project, CHECKPOINTED)
     assert failure.kind == "dead kernel"
     banner = notebook.cells[0].source
