@@ -164,11 +164,11 @@ def _project() -> tuple[State, str]:
 
 
 def _room() -> tuple[State, str]:
-    import psutil
+    from distributed.system import MEMORY_LIMIT  # of a container too
 
     there = next(folder for folder in (home(), *home().parents) if folder.is_dir())
     free = shutil.disk_usage(there).free / 1e9
-    memory = psutil.virtual_memory().total / 1e9
+    memory = MEMORY_LIMIT / 1e9
     text = f"{free:.0f} GB of disk free, {memory:.0f} GB of memory"
     if free < FREE_GB:
         return "mend", f"{text}; free at least {FREE_GB:.0f} GB (`medkd runs gc`, `make clean`)"

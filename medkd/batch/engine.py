@@ -187,12 +187,7 @@ def _client(scheduler: str, jobqueue: str, workers: int, n_nodes: int, *, on_cpu
     if scheduler:
         try:
             client = Client(scheduler, timeout=CONNECT_WITHIN)
-        except (
-            OSError,
-            TimeoutError,
-            ValueError,
-            TypeError,
-        ) as error:  # the latter two: it is no address, or needs TLS
+        except (OSError, ValueError, TypeError) as error:  # the latter two: no address, or one that needs TLS
             raise DataError(
                 f"no Dask scheduler answers at {scheduler} ({error}); start one or check the address"
             ) from error
