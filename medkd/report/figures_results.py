@@ -10,7 +10,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from medkd.errors import DataError, ParameterError
-from medkd.evaluation.metrics import calibration_error
 from medkd.evaluation.words import metric_words
 from medkd.report.figures import annotated
 from medkd.report.style import FONT_POINTS, METHOD_COLOURS, PALETTE, line_styles, method_colour, own_colour
@@ -192,6 +191,8 @@ def calibration(table: pd.DataFrame, ax: Axes) -> Axes:
 
     `table` is that of `medkd.evaluation.metrics.calibration_table`: columns confidence, accuracy, n_samples.
     """
+    from medkd.evaluation.metrics import calibration_error  # brings scikit-learn, which the explorer need not wait for
+
     ax.plot([0, 1], [0, 1], color="0.7", linestyle="--", linewidth=0.8)
     ax.plot(table["confidence"], table["accuracy"], "-", color=PALETTE[0])
     sizes = np.maximum(SMALLEST_DOT, 100 * table["n_samples"] / table["n_samples"].sum())  # area: % of the samples

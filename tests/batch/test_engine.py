@@ -97,6 +97,12 @@ def run_here(path, **options):
 
 def start(path, *arguments, on_ctrl_c=signal.SIG_DFL):
     """The command, as from a terminal: Ctrl-C goes to its whole process group."""
+
+    def as_in_a_terminal():
+        """A shell starts background jobs with SIGINT ignored, and nohup with SIGHUP; children inherit both."""
+        signal.signal(signal.SIGINT, on_ctrl_c)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
     return subprocess.Popen(
         [sys.executable, "-m", "medkd", "batch", path.name, *arguments],
         cwd=path.parent,
@@ -104,8 +110,7 @@ def start(path, *arguments, on_ctrl_c=signal.SIG_DFL):
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        # a shell starts its background jobs with SIGINT ignored, which children inherit; a terminal does not
-        preexec_fn=lambda: signal.signal(signal.SIGINT, on_ctrl_c),
+        preexec_fn=as_in_a_terminal,
     )
 
 
