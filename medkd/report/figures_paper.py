@@ -152,7 +152,7 @@ def _embedding(table: pd.DataFrame, scatter: Callable[[pd.DataFrame, Axes], obje
         scatter(rows, ax)
         first = rows.iloc[0]
         ax.set_xlabel(
-            f"silhouette {first['silhouette_features']:.2f} | {first['silhouette_plane']:.2f}\n"
+            f"silhouette {first['silhouette_features']:z.2f} | {first['silhouette_plane']:z.2f}\n"
             f"kNN purity {first['purity_features']:.2f} | {first['purity_plane']:.2f}",
             fontsize=FONT_POINTS - 1,
         )

@@ -18,7 +18,7 @@ from medkd.report.style import PALETTE, class_styles, method_colour
 
 METHODS = ("teacher", "CE only", "GMCD")
 TWELVE = (*METHODS, "KD", "Hint", "AT", "CRD", "VID", "GMCD, no momentum views", "GMCD, one teacher", "NST", "PKT")
-QUALITY = {"silhouette_features": 0.31, "silhouette_plane": 0.4, "purity_features": 0.5, "purity_plane": 0.6}
+QUALITY = {"silhouette_features": 0.31, "silhouette_plane": -0.004, "purity_features": 0.5, "purity_plane": 0.6}
 
 
 def table_of(kind, methods=METHODS, n_patients=3):
@@ -193,7 +193,7 @@ def test_umap_is_coloured_in_the_order_of_the_labels_and_shows_its_quality(tmp_p
     melanoma, nevi = fig.axes[1].collections
     assert melanoma.get_offsets().tolist() == [[0, 0.6], [1, 1]]
     assert [to_hex(dots.get_facecolor()[0]).upper() for dots in (melanoma, nevi)] == list(PALETTE[:2])
-    assert fig.axes[1].get_xlabel() == "silhouette 0.31 | 0.40\nkNN purity 0.50 | 0.60"
+    assert fig.axes[1].get_xlabel() == "silhouette 0.31 | 0.00\nkNN purity 0.50 | 0.60"
 
 
 def test_methods_that_were_fitted_alone_share_no_axes(tmp_path):
