@@ -187,23 +187,35 @@ def test_a_killed_worker_costs_only_the_steps_since_the_last_checkpoint(project)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_an_interrupted_study_ends_soon_and_goes_on(project, number):
-    """Ctrl-C and the end of a terminal reach all processes in it; `kill` the command alone."""
+def test_an_interrupted_study_ends_soon_and_goes_on(project):
+    """By Ctrl-C, which reaches all processes of a terminal; `kill` takes the same way."""
     process = start(path := study_file(project, **TEACHER), "--workers", "1")
     kernel = kernel_of(project, 3)
-    (os.kill if number == signal.SIGTERM else os.killpg)(process.pid, number)
+    os.killpg(process.pid, signal.SIGINT)
     code, output = finish(process, 120)
     assert code == 130, output
-    assert "interrupted; finished notebooks are kept" in output
-    # SIGHUP ends a helper of Python's multiprocessing, which is started again and complains where nobody reads it
-    assert "Traceback" not in output or number == signal.SIGHUP
+    assert "interrupted; finished notebooks are kept" in output and "Traceback" not in output
     wait_for(lambda: has_ended(kernel), 10)
     assert states(project) == ["waiting"]
     stopped = project / "reports" / "study" / "own+seed=0" / "notebooks" / "02_teacher_training.own.ipynb"
     wait_for(lambda: "This run stopped: interrupt" in nbformat.read(stopped, as_version=4).cells[0].source, 10)
     assert run_here(path)[0] == []
     assert N_ALL <= len(lines_of(project, "steps.txt")) <= N_ALL + 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signals_that_end_a_command_interrupt_it_unless_they_are_ignored(number):
+    before = signal.signal(number, signal.SIG_IGN)  # as nohup starts a command
+    try:
+        with engine._interrupted_by_signals():
+            os.kill(os.getpid(), number)
+        signal.signal(number, signal.SIG_DFL)
+        with pytest.raises(KeyboardInterrupt, match=signal.Signals(number).name), engine._interrupted_by_signals():
+            os.kill(os.getpid(), number)
+            time.sleep(1)
+        assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
 
 
 @pytest.fixture

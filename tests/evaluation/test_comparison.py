@@ -104,12 +104,12 @@ def test_summary_has_every_metric_at_every_level(predictions):
 def test_summary_pools_the_parts_but_for_ranks_and_spreads_over_them(level, predictions):
     """Ranks (AUC, average precision) are means over parts (of a class over those that have it, and then over classes),
     decisions and calibration those of all samples."""
-    summary = summarise(predictions, n_resamples=20, seed=3)
+    summary = summarise(predictions, n_resamples=8, seed=3)
     ours = predictions[predictions["method"] == "KD"]
     parts = [aggregate(rows, level) for _, rows in ours.groupby("part")]
     pooled = pd.concat(parts)
     patients = pooled["patient"].to_numpy()
-    table = intervals(classification_scorer(*arrays(pooled)), len(pooled), patients, n_resamples=20, seed=3)
+    table = intervals(classification_scorer(*arrays(pooled)), len(pooled), patients, n_resamples=8, seed=3)
     ranks = [name for name in SCALARS if name.startswith(("auc", "ap"))]
 
     def within_parts(weights):
@@ -124,7 +124,7 @@ def test_summary_pools_the_parts_but_for_ranks_and_spreads_over_them(level, pred
             values.append({**micro[ranks].mean(), **of_kind})
         return {name: np.array([value[name] for value in values]) for name in ranks}
 
-    table.loc[ranks] = intervals(within_parts, len(pooled), patients, n_resamples=20, seed=3).loc[ranks]
+    table.loc[ranks] = intervals(within_parts, len(pooled), patients, n_resamples=8, seed=3).loc[ranks]
     points = [classification_metrics(*arrays(part)) for part in parts]
     for metric, each in [
         *((name, [point[name] for point in points]) for name in SCALARS),
