@@ -150,8 +150,8 @@ class FeatureExplorer(widgets.VBox):
             present = groups.iloc[self._rows[method]].cat.remove_unused_categories().cat.categories
             scatter.color(by=f"by {column}", map={name: colours[name] for name in present})
             scatter.widget.color_selected = scatter.widget.color  # what is selected keeps its colour, the rest fades
-        self.legend.value = self._legend_of(column, colours)
         self.value.options, self.value.index = list(colours), 0
+        self.legend.value = self._legend_of(column, colours)
         self.view.disabled = column not in BY_METHOD
 
     def _legend_of(self, column: str, colours: dict[str, str]) -> str:
