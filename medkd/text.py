@@ -26,9 +26,9 @@ def with_interval(value: Any, low: Any, high: Any, form: str = ".3f") -> str:
     """
     if low != low or high != high:
         return f"{value:{form}}"
+    form = form.replace(".", "z.")  # no -0.000
     if any(bound and not float(f"{bound:{form}}") for bound in (low, high)):
         form = re.sub(r"\d+", lambda digits: str(int(digits[0]) + 1), form)
-    value, low, high = (number if float(f"{number:{form}}") else 0.0 for number in (value, low, high))  # no -0.000
     return f"{value:{form}} ({low:{form}} to {high:{form}})"
 
 

@@ -6,7 +6,6 @@ import os
 import shlex
 import signal
 import sys
-import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from medkd.errors import DataError, MedkdError
 from medkd.models.device import pick_device
 from medkd.paths import home, reports_dir
 from medkd.report.entry import alone, checked_cohort, is_good
+from medkd.signals import handled
 from medkd.yaml_file import read_yaml
 
 if TYPE_CHECKING:
@@ -108,22 +108,13 @@ def run_study(
 @contextmanager
 def _interrupted_by_signals() -> Iterator[None]:
     """SIGTERM, and SIGHUP unless it is ignored as under nohup, raise KeyboardInterrupt as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Python lets the main thread alone set signal handlers
-        return
 
     def stop(number: int, _: Any) -> None:
         raise KeyboardInterrupt(signal.Signals(number).name)
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, stop)
-    try:
+    heeded = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is not signal.SIG_IGN]
+    with handled(stop, *heeded):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _run_all(client: Client, study: Study, nodes: list[Node], board: Board, cell_timeout: int | None) -> None:

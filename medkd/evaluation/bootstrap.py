@@ -71,7 +71,7 @@ def intervals(scorer: Scorer, n: int, groups: np.ndarray, *, n_resamples: int = 
     rows = {name: (values[name][0], *percentile_interval(resampled[name])) for name in values}
     if "ece" in rows:
         value, low, high = rows["ece"]
-        rows["ece"] = (value, max(0.0, 2 * value - high), 2 * value - low) if low == low else rows["ece"]
+        rows["ece"] = (value, np.maximum(0.0, 2 * value - high), 2 * value - low)  # nan stays nan
     return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high"])
 
 

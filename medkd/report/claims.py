@@ -45,8 +45,7 @@ def claim_table(
         Columns setting, method, metric, n (samples), parts (folds or tasks, of every seed), mean and SD (of the
         method's value over the parts), difference with its paired 95% interval low to high (other patients), over_parts
         with its own (other tasks, see `medkd.evaluation.comparison.differences`; nan over folds of several seeds, which
-        test the same patients), wins and losses (parts in which the
-        method is above, or below, the reference).
+        test the same patients), wins and losses (parts in which the method is above, or below, the reference).
 
     Raises:
         ParameterError: there is no such method.
@@ -93,9 +92,8 @@ def tell_claims(
         ParameterError: a reference is no method of the study.
     """
     methods = [str(method) for method in pd.unique(predictions["method"])]
+    asked = {"metrics": metrics, "level": level, "tasks": bool(cohort.rare_classes), "n_resamples": n_resamples}
     for reference in references or [BASE if BASE in methods else methods[0]]:
-        tasks = bool(cohort.rare_classes)
-        asked = {"metrics": metrics, "level": level, "tasks": tasks, "n_resamples": n_resamples}
         table = claim_table(predictions, summary, reference, **asked)
         if table.empty:
             continue

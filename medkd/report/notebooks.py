@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +33,7 @@ from medkd.report.failures import (
     tags_of,
 )
 from medkd.report.page import export_html
+from medkd.signals import handled
 
 __all__ = ["NotebookFailure", "exit_code_of", "export_html", "is_stripped", "run_notebook", "strip_outputs"]
 
@@ -174,20 +174,12 @@ def _headless() -> Iterator[None]:
 @contextmanager
 def _stop_once() -> Iterator[None]:
     """SIGINT and SIGTERM raise KeyboardInterrupt once; more of them wait until the kernel is down and all is saved."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Python lets the main thread alone set signal handlers
-        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
 
     def stop(number: int, _: Any) -> None:
-        for each in before:
+        for each in numbers:
             signal.signal(each, signal.SIG_IGN)
         raise KeyboardInterrupt(signal.Signals(number).name)
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, stop)
-    try:
+    with handled(stop, *numbers):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

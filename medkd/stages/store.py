@@ -160,18 +160,9 @@ def with_upstream(keys: Iterable[str]) -> dict[str, Run]:
 
 def missing(keys: Iterable[str]) -> set[str]:
     """Of runs with these keys, and of all that they were made from, the keys that no finished run has (any more)."""
-    waiting, seen, gone = list(keys), set(), set()
-    while waiting:
-        key = waiting.pop()
-        if key in seen:
-            continue
-        seen.add(key)
-        runs = [run for folder in runs_dir().glob(f"*/{glob.escape(key)}") if (run := load_folder(folder)) is not None]
-        if runs:
-            waiting += runs[0].upstream
-        else:
-            gone.add(key)
-    return gone
+    asked = set(keys)
+    found = with_upstream(asked)
+    return asked.union(*(run.upstream for run in found.values())) - found.keys()
 
 
 def finished_runs(stage: str, key: str = "") -> list[Run]:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from medkd.errors import MedkdError
+from medkd.signals import handled
 
 TERMINATED = 143
 """Exit status after SIGTERM: 128 + 15."""
@@ -73,18 +74,11 @@ def stop_requests() -> Iterator[StopRequests]:
     Signals are caught in the main thread only, the one that Python lets do it.
     """
     requests = StopRequests()
-    if threading.current_thread() is not threading.main_thread():
-        yield requests
-        return
 
     def note(number: int, _: Any) -> None:
         if requests.signal == number == signal.SIGINT:
             raise KeyboardInterrupt
         requests.signal = number
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handled(note, signal.SIGINT, signal.SIGTERM):
         yield requests
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -158,7 +158,7 @@ def test_a_model_that_reads_its_own_weights_when_built_has_a_trunk_width_and_dra
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.skipif(not HAS_TIMM, reason="needs timm")
+@needs_timm
 def test_a_timm_model_without_a_classifier_is_refused(monkeypatch):
     monkeypatch.setattr("timm.create_model", lambda name, **settings: torch.nn.Linear(2, 2))
     with pytest.raises(ParameterError, match='timm\'s "tf_efficientnet_lite0" has no classifier'):
