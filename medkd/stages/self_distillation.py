@@ -21,7 +21,7 @@ from medkd.models.mode import evaluating
 from medkd.seeds import generator_for, seed_for
 from medkd.stages.context import Context
 from medkd.stages.moco_url import MocoParams, pretrain
-from medkd.stages.paired import tensor_rows
+from medkd.stages.paired import tensor_rows, width_of
 from medkd.stages.params import shared, unkeyed
 from medkd.stages.pseudo_labelling import PseudoLabelParams, label_run, read_labels, refuse_tasks, url_features
 from medkd.stages.pseudo_labelling import drawn_task as draw
@@ -149,11 +149,11 @@ class SelfDistillationParams(ContrastParams):
                 'moco: objective = "simclr" would stand as "MoCo + LR" in every table; leave it out, and put "simclr" '
                 "into methods"
             )
-        lengths = [each.projection if each.projection == "linear" else each.encoder for each in (params, url)]
-        if "reg" in params.methods and lengths[0] != lengths[1]:
+        here, there = (_length_of(each) for each in (params, url))
+        if "reg" in params.methods and here != there:
             raise ParameterError(
-                f'methods "reg" compares features with those of the URL run, which have another length: projection '
-                f'"{params.projection}" here and "{url.projection}" in moco; set both alike'
+                f'methods "reg" compares features with those of the URL run, which have another length: {here} here '
+                f"and {there} in moco; set both alike"
             )
         return params
 
@@ -183,6 +183,13 @@ class SelfDistillationParams(ContrastParams):
 
 
 SIMCLR_TEMPERATURE = 0.1
+
+
+def _length_of(params: ContrastParams) -> str:
+    """What the length of an encoder's features depends on, in words: behind a linear projection on nothing else."""
+    if params.projection == "linear":
+        return 'projection "linear"'
+    return f'projection "mlp" on a {params.encoder} of width {width_of(params):g}'
 
 
 def self_distil(params: SelfDistillationParams) -> dict[tuple[str, int, int], Run]:

@@ -96,7 +96,10 @@ def test_wrong_parameters_are_refused_before_anything_is_trained():
         SelfDistillationParams.checked({"baselines": {"oracle_epoch": 3}})
     with pytest.raises(ParameterError, match='"reg" compares features .* another length: projection "linear" here and'):
         SelfDistillationParams.checked({"methods": ["reg"], "moco": {"projection": "mlp"}})
-    assert SelfDistillationParams.checked({"methods": ["reg"], "projection": "mlp", "moco": {"projection": "mlp"}})
+    alike = {"methods": ["reg"], "projection": "mlp", "moco": {"projection": "mlp"}}
+    assert SelfDistillationParams.checked(alike)
+    with pytest.raises(ParameterError, match="of width 0.25 here and .* of width 0.5 in moco; set both alike"):
+        SelfDistillationParams.checked(alike | {"moco": {"projection": "mlp", "width": 0.5}})
     for name, value in (("seed", 1), ("by_lesion", False), ("dataset", "phantom-glioma")):
         with pytest.raises(ParameterError, match=f"baselines = .*{name}.* leave it out and set {name} itself"):
             SelfDistillationParams.checked({"baselines": {name: value}})
