@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from medkd.paths import home, reports_dir
+from medkd.paths import cache_dir, home, reports_dir
 
 State = Literal["ok", "note", "mend"]
 FREE_GB, MEMORY_GB = 5.0, 4.0
@@ -150,7 +150,9 @@ def _numba_cache() -> tuple[State, str]:
         folder = folder.parent
     if _is_writable(folder):
         return "ok", "can be kept"
-    return "note", f"{folder} cannot be written to, so every process compiles UMAP anew; set NUMBA_CACHE_DIR"
+    if named:
+        return "note", f"NUMBA_CACHE_DIR = {named} cannot be written to; name another folder"
+    return "ok", f"{folder} cannot be written to, so what is compiled is kept in {cache_dir() / 'numba'}"
 
 
 def _project() -> tuple[State, str]:

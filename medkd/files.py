@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -195,10 +196,11 @@ def key_of(parts: Any, length: int = 16) -> str:
 
 
 def unwritable(folder: Path, error: OSError) -> DataError:
-    """The error to raise where a folder of the project cannot be written to."""
+    """The error to raise where a folder cannot be written to."""
+    remedy = "make room on its disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "give it write permission"
     return DataError(
-        f"{folder} cannot be written to ({error.strerror}); give it write permission, or set MEDKD_HOME to a folder "
-        "that has it"
+        f"{folder} cannot be written to ({error.strerror}); {remedy}, or choose another folder (MEDKD_HOME, if it is "
+        "one of the project's)"
     )
 
 

@@ -70,6 +70,12 @@ def unpack(archive: Path, folder: Path) -> list[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
+def is_unpacked(archive: Path, folder: Path) -> bool:
+    """Whether every file of an archive lies in a folder, with any content. Raises: DataError, as `unpack`."""
+    with _opened(archive) as (entries, _):
+        return all((folder / entry.name).is_file() for entry in entries)
+
+
 @contextmanager
 def _opened(archive: Path) -> Iterator[tuple[list[_Entry], Any]]:
     """The checked entries of an archive, and a function that opens one by its handle."""

@@ -10,6 +10,7 @@ import pandas as pd
 
 from medkd.data.cohort import Cohort
 from medkd.data.folds import Split, check_disjoint, n_folds_of, split_rows
+from medkd.data.published_splits import published_splits
 from medkd.errors import DataError, ParameterError, first_few
 
 
@@ -35,7 +36,8 @@ def check(
 
     Errors are images that cannot be read, a patient (or lesion) in two parts of a fold, fold settings or published
     splits that are not usable, and one image file under two patients. Warnings are a grouping that is not published,
-    and classes with fewer groups than folds.
+    classes with fewer groups than folds, or without samples in a part of a published split, and, in the rare-disease
+    chain, common images that nothing is learned from, see `Cohort.base_rows`.
 
     Args:
         cohort: to look at.
@@ -48,10 +50,12 @@ def check(
     findings += _leaks(cohort, n_folds, seed, val_fraction, split_file)
     if not any(finding.kind == "unreadable" for finding in findings):
         findings += [finding for modality in cohort.images for finding in _copies(cohort, modality)]
+    findings += _seen_patients(cohort)
     if cohort.group == "image":
         text = "images of one lesion may fall into two splits; add the publisher's lesion table if there is one"
         findings.append(Finding("leak", False, f"{cohort.name} has no patient or lesion ids, so {text}"))
-    return sorted(findings + _small_classes(cohort, n_folds), key=lambda finding: not finding.error)
+    findings += _small_classes(cohort, n_folds, split_file)
+    return sorted(findings, key=lambda finding: not finding.error)
 
 
 def split_counts(cohort: Cohort, split: Split) -> pd.DataFrame:
@@ -123,10 +127,46 @@ def _copies(cohort: Cohort, modality: str) -> list[Finding]:
     return [Finding("leak", True, text)]
 
 
-def _small_classes(cohort: Cohort, n_folds: int) -> list[Finding]:
+def _seen_patients(cohort: Cohort) -> list[Finding]:
+    """Patients with common and rare images, whose common ones nothing is learned from."""
+    if not cohort.rare_classes:
+        return []
+    try:
+        left = len(cohort.base_rows())
+    except DataError as error:
+        return [Finding("leak", True, str(error))]
+    if not (out := len(cohort.rows_of(cohort.base_classes)) - left):
+        return []
+    text = (
+        f"{cohort.group}s who have rare images too; nothing is learned from these, since who has a rare one is tested"
+    )
+    return [Finding("leak", False, f"{out} common images of {cohort.name} are of {text}")]
+
+
+def _small_classes(cohort: Cohort, n_folds: int, split_file: str) -> list[Finding]:
+    try:
+        published = published_splits(cohort, split_file)
+    except DataError:  # `_leaks` has told it
+        return []
+    if published is not None:
+        return _absent_classes(cohort, published.parts)
     n_groups = cohort.table.groupby("class")["patient"].nunique().reindex(cohort.classes, fill_value=0)
     small = [f"{name} ({count})" for name, count in n_groups.items() if count < n_folds]
     if not small:
         return []
     text = f"fewer {cohort.group}s than the {n_folds} folds, so some folds cannot test it"
     return [Finding("small", False, f"{cohort.name} has classes with {text}: {first_few(small, 10)}")]
+
+
+def _absent_classes(cohort: Cohort, parts: pd.DataFrame) -> list[Finding]:
+    """Classes without samples in a part that a published split has."""
+    absent = [
+        f"{name} ({part} of {split})"
+        for split, words in parts.items()
+        for part in ("train", "val", "test")
+        if (there := (words == part).to_numpy()).any()
+        for name in cohort.classes
+        if name not in set(cohort.table["class"][there])
+    ]
+    text = f"{cohort.name} has classes without samples in a part of its published splits: {first_few(absent, 10)}"
+    return [Finding("small", False, text)] if absent else []

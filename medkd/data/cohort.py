@@ -110,10 +110,17 @@ class Cohort:
                     f"modality {name} of cohort {self.name} has {len(vector.values)} rows, "
                     f"the table has {len(self.table)}"
                 )
+        for name, source in self.images.items():
+            if len(source) != len(self.table):
+                raise DataError(
+                    f"modality {name} of cohort {self.name} has {len(source)} images, the table has "
+                    f"{len(self.table)} rows"
+                )
         if self.splits is not None and len(self.splits) != len(self.table):
             raise DataError(
                 f"the splits of cohort {self.name} have {len(self.splits)} rows, the table has {len(self.table)}"
             )
+        self._check_labels()
         self._check_survival()
 
     def __len__(self) -> int:
@@ -170,6 +177,24 @@ class Cohort:
         """Row numbers of the samples of these classes, ascending."""
         return np.flatnonzero(self.table["class"].isin(list(classes)).to_numpy())
 
+    def base_rows(self) -> np.ndarray:
+        """Row numbers of the common images to learn from, ascending: none of a patient who has a rare image too.
+
+        Such a patient may be in the query set of a task. Where `patient` holds lesions, as in ISIC 2018, nobody is left
+        out.
+
+        Raises:
+            DataError: nothing is left.
+        """
+        rows, groups = self.rows_of(self.base_classes), pd.Series(self.groups)
+        left = rows[~groups[rows].isin(groups[self.rows_of(self.rare_classes)]).to_numpy()]
+        if not len(left):
+            raise DataError(
+                f"every common image of {self.name} belongs to a {self.group} who has a rare one too, so nothing is "
+                "left to learn from without having seen those who are tested; add others, or name other rare_classes"
+            )
+        return left
+
     def take(self, rows: np.ndarray) -> Cohort:
         """The same cohort with these rows only, in this order; classes and labels stay as they are."""
         return dataclasses.replace(
@@ -207,6 +232,16 @@ class Cohort:
         """Sixteen hex digits of what notebooks may show: the fingerprint, and the other columns of the table."""
         text = self.table.to_csv(index=False)
         return hashlib.sha256(f"{self.fingerprint}\n{text}".encode()).hexdigest()[:16]
+
+    def _check_labels(self) -> None:
+        named = dict(enumerate(self.classes))
+        wrong = self.table["label"].map(named) != self.table["class"]
+        if wrong.any():
+            row = self.table[wrong].iloc[0]
+            raise DataError(
+                f"sample {row['id']} of cohort {self.name} has the label {row['label']} and the class "
+                f'"{row["class"]}"; label counts into classes, {", ".join(self.classes)}'
+            )
 
     def _check_survival(self) -> None:
         for column, expected in zip(

@@ -16,7 +16,7 @@ import requests
 from tqdm import tqdm
 
 from medkd import __version__
-from medkd.data.archives import unpack
+from medkd.data.archives import is_unpacked, unpack
 from medkd.data.file_store import DAMAGED
 from medkd.errors import DataError, ParameterError
 from medkd.files import check_room, digest_of, locked, write_json
@@ -64,6 +64,8 @@ def fetch(
         The folder to give as root; None if nothing was loaded (no consent; simulated; a form or login is needed, and
         what to do was said).
 
+    What an archive held and is there stays as it is, also where it was edited since; a new version replaces it.
+
     Raises:
         DataError: no such cohort, no connection, a file that is not what the publisher describes, or a full disk.
         ParameterError: the set is not published in this size.
@@ -97,7 +99,7 @@ def fetch(
             for item in items:
                 path = download(item, folder)
                 if item.unpack:
-                    unpack(path, folder)
+                    _unpack_once(item, path)
     except OSError as error:
         raise DataError(f"{folder} cannot be written ({error}); make room or choose another folder") from error
     return folder
@@ -141,9 +143,9 @@ def download(item: Download, folder: Path, *, pause: Callable[[float], Any] = ti
         except requests.RequestException as error:
             raise DataError(f"{item.url} cannot be loaded ({_reason(error)}); get {item.file} by hand") from error
     _check(item, part)
+    _remember(item, part)  # first: a file without a record would be loaded once more
     part.replace(path)
     _stamp_of(part).unlink(missing_ok=True)
-    _remember(item, path)
     return path
 
 
@@ -237,8 +239,15 @@ def _is_known(item: Download, path: Path) -> bool:
     return known.get("url") == item.url and known.get("sha256") == digest_of(path)
 
 
-def _remember(item: Download, path: Path) -> None:
-    entry = {"url": item.url, "n_bytes": path.stat().st_size, "sha256": digest_of(path)}
+def _unpack_once(item: Download, path: Path) -> None:
+    known = _record(path.parent).get(item.file, {})
+    if not (known.get("unpacked") and is_unpacked(path, path.parent)):
+        unpack(path, path.parent)
+        _remember(item, path, unpacked=True)
+
+
+def _remember(item: Download, path: Path, *, unpacked: bool = False) -> None:
+    entry = {"url": item.url, "n_bytes": path.stat().st_size, "sha256": digest_of(path), "unpacked": unpacked}
     entry["checked"] = item.checksum or "no checksum is published: this is the file as it was loaded"
     write_json(path.parent / RECORD, _record(path.parent) | {item.file: entry})
 

@@ -4,35 +4,27 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import io
 import json
 import os
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from medkd import paths as places
 from medkd.data.array_cache import made_array, new_pixels, remembered_hashes
+from medkd.data.decoding import DARK, DECODER, UNREADABLE, Box, dark, decode, opened
 from medkd.data.file_store import FileStore
 from medkd.errors import DataError, ParameterError, first_few
-from medkd.files import write_json
+from medkd.files import unwritable, write_json
 
-UNREADABLE = Exception
-"""What Pillow raises on a damaged file: whatever its format's code comes upon (OSError, SyntaxError, struct.error)."""
 MAX_THREADS = 16
-Box = tuple[int, int, int, int]
-"""Left, top, right, bottom in pixels."""
-IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "JPEG2000", "PPM")
-"""What Pillow may take a file for, whatever its name: others are no rasters, or make it start a program (EPS)."""
-DECODER = "2"
-"""Version of the decoding below, part of every key: of pixels, features and runs."""
 
 
 class FileImages:
@@ -176,8 +168,8 @@ class _Files:
         return name if self.crops is None else f"{name} {self.crops[file][row - self.starts[file]]}"
 
     def header_size(self, name: str) -> tuple[int, int]:
-        """Width and height of a file; what `Image.open` raises if it is no image."""
-        with self.store.open(name) as file, Image.open(file, formats=IMAGE_FORMATS) as image:
+        """Width and height of a file; OSError if it is no image."""
+        with self.store.open(name) as file, opened(file) as image:
             return image.size
 
     @cached_property
@@ -191,8 +183,9 @@ class _Files:
             return known
         hashes, failed = self.each(lambda name: hashlib.sha256(self.store.read(name)).hexdigest(), "check images")
         self._refuse(failed)
-        self.cache.mkdir(parents=True, exist_ok=True)
-        write_json(memo, hashes)
+        with suppress(OSError):  # a cache that others share may be read-only, and have the pixels all the same
+            self.cache.mkdir(parents=True, exist_ok=True)
+            write_json(memo, hashes)
         return hashes
 
     def pixels(self, size: int) -> np.ndarray:
@@ -201,7 +194,10 @@ class _Files:
         key = hashlib.sha256("".join((DECODER, *self.hashes, boxes)).encode()).hexdigest()[:20]
         path = self.cache / f"{key}-{size}.npy"
         shape = (len(self.file_of), size, size, 3)
-        return made_array(path, lambda part: self._decode_all(part, size), dtype=np.uint8, shape=shape)
+        try:
+            return made_array(path, lambda part: self._decode_all(part, size), dtype=np.uint8, shape=shape)
+        except OSError as error:
+            raise unwritable(self.cache, error) from error
 
     def _decode_all(self, part: Path, size: int) -> None:
         shape = (len(self.file_of), size, size, 3)
@@ -217,13 +213,20 @@ class _Files:
 
         failed = self.each(pixels_of, f"decode images at {size} px", into=pixels)[1]
         self._refuse(failed)
-        if 0 < (brightest := pixels.max()) < 16:
-            warnings.warn(
-                f"no pixel of {len(pixels):,} images under {self.store.root} is brighter than {brightest} of 255, as "
-                "if 12-bit values lay in 16-bit files; scale them to 16 bits",
-                stacklevel=2,
-            )
+        self._tell_dark(pixels.reshape(len(pixels), -1).max(axis=1))
         pixels.flush()
+
+    def _tell_dark(self, brightest: np.ndarray) -> None:
+        """Refuse a source that is all black, and warn of one that nearly is, or of images that are."""
+        n, where, black = len(brightest), f"under {self.store.root}", np.flatnonzero(brightest == 0)
+        remedy = "if they hold 8-bit values in files of 16 bits, save them with 8 bits"
+        if len(black) == n:
+            raise DataError(f"all {n:,} images {where} are black; {remedy}")
+        if brightest.max() < DARK:
+            warnings.warn(f"no pixel of {n:,} images {where} {dark(brightest.max())}", stacklevel=2)
+        elif len(black):
+            names = first_few([self.label(row) for row in black])
+            warnings.warn(f"{len(black):,} of {n:,} images {where} are black: {names}; {remedy}", stacklevel=2)
 
     def each(
         self, work: Callable[[str], Any], title: str, into: np.ndarray | None = None
@@ -267,29 +270,3 @@ class _Files:
                 f"{first_few(list(failed))} (the first: {next(iter(failed.values()))}); "
                 "copy them again from the publisher"
             )
-
-
-def decode(content: bytes, size: int, boxes: Sequence[Box | None] = (None,)) -> np.ndarray:
-    """Boxes of an encoded image (None: all of it) as uint8 RGB squares, shape (n_boxes, size, size, 3)."""
-    if not content:
-        raise OSError("the file is empty")
-    with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
-        whole = _as_rgb(ImageOps.exif_transpose(image))
-    parts = (whole if box is None else whole.crop(box) for box in boxes)  # resize(box=) would look over the border
-    return np.stack([np.asarray(part.resize((size, size), Image.Resampling.BILINEAR)) for part in parts])
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # Pillow would clip 16 bits at 255
-        deep = np.asarray(image)
-        if deep.min() < 0 or deep.max() > 65535:
-            raise ValueError(f"its pixels are {deep.min()} to {deep.max()}, outside 0 to 65535; save it with 16 bits")
-        if 0 < deep.max() < 256:
-            raise ValueError(f"its pixels reach {deep.max()} of 65535 and would all be black; save it with 8 bits")
-        return Image.fromarray((deep.astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers of unknown scale; save it with 8 or 16 bits")
-    if image.has_transparency_data:
-        solid = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", solid.size, (0, 0, 0, 255)), solid).convert("RGB")
-    return image.convert("RGB")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
@@ -39,7 +40,7 @@ def read(root: str | Path, *, cache_dir: Path | None = None) -> Cohort:
     rows = read_own_table(root / schema.table)
     check_columns(schema, rows)
     images = {
-        modality: FileImages(_paths(root, schema, rows[column]), root=root, cache_dir=cache_dir)
+        modality: FileImages(_paths(root, schema, rows, column), root=root, cache_dir=cache_dir)
         for modality, column in (("image", schema.image), ("second_image", schema.second_image))
         if column
     }
@@ -49,7 +50,8 @@ def read(root: str | Path, *, cache_dir: Path | None = None) -> Cohort:
     table["patient"] = rows[schema.patient] if schema.patient else table["id"]
     if (table["patient"] == "").any():
         raise DataError(
-            f"{schema.table} has rows without {schema.patient}, row {_first(table['patient'] == '')}; fill it"
+            f"{schema.table} has rows without {schema.patient}, row "
+            f"{rows.attrs['lines'][(table['patient'] == '').argmax()]}; fill it"
         )
     table["roi"] = table["id"]
     for name in ("survival_months", "event"):
@@ -134,18 +136,19 @@ def _ids(schema: OwnSchema, rows: pd.DataFrame) -> pd.Series:
     return ids
 
 
-def _paths(root: Path, schema: OwnSchema, column: pd.Series) -> list[str]:
+def _paths(root: Path, schema: OwnSchema, rows: pd.DataFrame, column: str) -> list[str]:
     """Names of a column's image files, relative to `root`."""
     store = FileStore(root)
     names = []
-    for number, value in enumerate(column):
+    for line, value in zip(rows.attrs["lines"], rows[column], strict=True):
         path = _file(schema, value)
         if not value or path.is_absolute() or ".." in path.parts:
             raise DataError(
-                f'{schema.table} has "{value}" as {column.name} in row {number + 2}, which is no file inside {root}; '
+                f'{schema.table} has "{value}" as {column} in row {line}, which is no file inside {root}; '
                 "give a path relative to that folder"
             )
-        names.append(path.as_posix())
+        forms = (unicodedata.normalize(form, path.as_posix()) for form in ("NFC", "NFD"))  # macOS writes letters apart
+        names.append(next((name for name in (path.as_posix(), *forms) if store.holds(name)), path.as_posix()))
     absent = [name for name in names if not store.holds(name)]
     if absent:
         raise DataError(f"{schema.table} names images that are not in {root}: {first_few(absent)}; check image_folder")
@@ -187,8 +190,3 @@ def _numbers(column: pd.Series, file: str) -> pd.Series:
 def _group(schema: OwnSchema) -> str:
     name = schema.patient.lower()
     return "image" if not name else next((word for word in ("lesion", "case", "subject") if word in name), "patient")
-
-
-def _first(wrong: pd.Series) -> int:
-    """Line of the file that the first wrong row stands in."""
-    return int(wrong.to_numpy().argmax()) + 2

@@ -35,6 +35,7 @@ RARE_SHARE = 0.05
 """Classes with fewer than this share of the rows are proposed as rare; of ISIC 2018 it makes the published choice."""
 METADATA = "metadata"
 """Name of the vector modality."""
+NO_SPLIT = "chain rare draws support and query sets of its own"
 
 
 class OwnSchema(BaseModel):
@@ -49,7 +50,7 @@ class OwnSchema(BaseModel):
     label: str = Field(description="column of classes")
     classes: list[str] = Field(description="classes, in the order that tables show them", min_length=2)
     patient: str = Field("", description="column that no split may cut (patient, lesion); empty: each row by itself")
-    split: str = Field("", description="column with train, val and test; empty: folds are drawn")
+    split: str = Field("", description="column with train, val and test; empty, and in chain rare: drawn")
     image: str = Field("", description="column of image files, relative to image_folder")
     second_image: str = Field("", description="column of a second image of the same row")
     image_folder: str = Field("", description="subfolder of the images; empty: this folder")
@@ -140,13 +141,14 @@ def infer(folder: Path) -> OwnSchema:
     counts = _classes(table[label])
     classes = sorted(counts, key=lambda name: (-counts[name], name))
     paired = len(images) == 2 or bool(images and (numbers or flags or words))
+    chain = "teacher-student" if paired else "rare" if images else "vector"
     return OwnSchema(
         table=path.name,
         id=row_id,
         label=label,
         classes=classes,
         patient=patient,
-        split=split,
+        split="" if chain == "rare" else split,
         image=images[0] if images else "",
         second_image=images[1] if len(images) == 2 else "",
         image_folder=image_folder,
@@ -156,8 +158,8 @@ def infer(folder: Path) -> OwnSchema:
         categories=words,
         survival_months=months if event else "",
         event=event if months else "",
-        chain="teacher-student" if paired else "rare" if images else "vector",
-        rare_classes=[] if paired or not images else _rare(classes, counts),
+        chain=chain,
+        rare_classes=_rare(classes, counts) if chain == "rare" else [],
         title=folder.resolve().name or "own data",
     )
 
@@ -189,6 +191,8 @@ def explain(schema: OwnSchema, folder: Path) -> str:
     lines.append(f"chain: {schema.chain}{rare}{rule}")
     if not schema.patient:
         lines.append("patient: no column; every row counts as a patient of its own, and no split keeps two together")
+    if schema.chain == "rare" and any(_is_split(table[name]) for name in table):
+        lines.append(f"split: not used; {NO_SPLIT}")
     if schema.numbers or schema.flags or schema.categories:
         lines.append(f"{METADATA}: take out what is only known after the label, because it gives the label away")
     if set(table.columns) - set(roles):
@@ -227,6 +231,8 @@ def problem_of(schema: OwnSchema) -> str:
         return "chain vector needs numbers, flags or categories"
     if schema.chain == "rare" and not (schema.image and 1 < n_rare < len(schema.classes)):
         return "chain rare needs an image, two or more rare_classes, and common ones"
+    if schema.chain == "rare" and schema.split:
+        return f"{NO_SPLIT}; leave split empty"
     if schema.chain == "rare" and schema.second_image:
         return "chain rare takes one image; leave second_image empty"
     return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -23,7 +24,8 @@ def read_own_table(path: Path) -> pd.DataFrame:
 
     Returns:
         Every cell as stripped str, "" where empty; columns with stripped names. Rows and columns without any content,
-        as spreadsheets leave them, are no rows and no columns; a decimal comma is a point.
+        as spreadsheets leave them, are no rows and no columns; a decimal comma is a point. `attrs["lines"]` has the
+        line of the file that each row stands in, if no cell has several.
 
     Raises:
         DataError: the file is missing, empty, not UTF-8, has a row longer than its header, a column without a
@@ -37,11 +39,18 @@ def read_own_table(path: Path) -> pd.DataFrame:
         raise DataError(f'{path} is not UTF-8 text ({error.reason}); save it as "CSV UTF-8" and try again') from error
     if "\0" in text or not text.strip():
         raise DataError(f'{path} is empty or no text; save it as "CSV UTF-8" and try again')
-    header = re.match(r'("[^"]*"|[^"\r\n])*', text.lstrip())[0]
+    text = text[len(blank := re.match(r"(?:[^\S\r\n]*[\r\n]+)*", text)[0]) :]
+    header = re.match(r'("[^"]*"|[^"\r\n])*', text)[0]
     separator = max(",;\t", key=re.sub(r'"[^"]*"', "", header).count)
     try:
         table = pd.read_csv(
-            io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, index_col=False, header=None
+            io.StringIO(text),
+            sep=separator,
+            dtype=str,
+            keep_default_na=False,
+            index_col=False,
+            header=None,
+            skip_blank_lines=False,
         )
     except ValueError as error:  # pandas' own CSV errors are ValueErrors
         raise DataError(f"{path} cannot be read as a CSV table ({error}); correct it") from error
@@ -55,10 +64,13 @@ def read_own_table(path: Path) -> pd.DataFrame:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise DataError(f"{path} has several columns of the name {first_few(repeated)}; give each its own")
+    lines = table.index[1:] + 1 + len(blank.splitlines())
     table = table.iloc[1:].reset_index(drop=True).set_axis(names, axis="columns")
     if table.empty:
         raise DataError(f"{path} has a header and no rows; add rows")
-    return table.apply(_with_points) if separator == ";" else table
+    table = table if separator == "," else table.apply(_with_points)
+    table.attrs["lines"] = lines.tolist()
+    return table
 
 
 def known_values(column: pd.Series) -> pd.Series:
@@ -74,7 +86,7 @@ def image_columns(folder: Path, table: pd.DataFrame) -> tuple[list[str], tuple[s
     store = FileStore(folder)
     packed = [path.stem for path in folder.glob("*.zip") if not path.with_suffix("").exists()]
     by_stem = defaultdict(list)
-    for name in (name for top in (".", *packed) for name in store.images(top)):
+    for name in (_composed(name) for top in (".", *packed) for name in store.images(top)):
         by_stem[PurePosixPath(name).stem].append(name)
     places = {name: place for name in table if (place := _place(table[name], by_stem)) is not None}
     named = [name for name, (_, suffix) in places.items() if not suffix]
@@ -87,7 +99,7 @@ def _place(column: pd.Series, by_stem: Mapping[str, list[str]]) -> tuple[str, st
 
     A column whose values all have an image's suffix names images wherever they are.
     """
-    values = [PurePosixPath(value.replace("\\", "/")) for value in sorted(set(column) - {""})]
+    values = [PurePosixPath(_composed(value).replace("\\", "/")) for value in sorted(set(column) - {""})]
     named = bool(values) and all(value.suffix.lower() in IMAGE_SUFFIXES for value in values)
     found: Counter[tuple[str, str]] = Counter()
     for value in values:
@@ -97,6 +109,11 @@ def _place(column: pd.Series, by_stem: Mapping[str, list[str]]) -> tuple[str, st
                 found[name.removesuffix(f"{value}{suffix}").rstrip("/"), suffix] += 1
     best = min(found, key=lambda place: (-found[place], place), default=("", ""))
     return best if named or found[best] >= MIN_FOUND * len(column) else None
+
+
+def _composed(name: str) -> str:
+    """A letter with its accent as one character; macOS writes file names with two."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _with_points(column: pd.Series) -> pd.Series:

@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from medkd.data.cohort import Cohort, VectorTable
+from medkd.data.decoding import Box
 from medkd.data.file_store import FileStore
-from medkd.data.images import Box, FileImages
+from medkd.data.images import FileImages
 from medkd.data.restricted_pickle import read_pickle
 from medkd.data.tables import encode_columns, existing_folder, read_table, refuse_repeats
 from medkd.data.tiles import PATCH, STRIDE, tile_boxes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medkd.data.images import Box
+from medkd.data.decoding import Box
 from medkd.errors import DataError, ParameterError
 
 PATCH, STRIDE = 512, 256

@@ -16,8 +16,10 @@ import torch
 from numba import float32, int32, int64
 from torch import Tensor
 
+from medkd.compiled import keep_compiled
 from medkd.data.views import CONTRAST, HUE, LUMA, SATURATION, ViewDraw
 
+keep_compiled(__file__)
 _compiled = numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
 
 

@@ -192,11 +192,13 @@ def _usage(record: Mapping[str, Any]) -> str:
         f"`{ONNX}` runs in any ONNX runtime:\n\n"
         "```python\n"
         "import numpy as np, onnxruntime\n"
-        "from PIL import Image\n\n"
+        "from PIL import Image, ImageOps\n\n"
         f'session = onnxruntime.InferenceSession("{ONNX}")\n'
-        'pixels = np.asarray(Image.open("image.png").convert("RGB")).transpose(2, 0, 1)[None]\n'
+        'image = ImageOps.exif_transpose(Image.open("image.png")).convert("RGB")\n'
+        "pixels = np.asarray(image).transpose(2, 0, 1)[None]\n"
         'probabilities = session.run(None, {"images": np.ascontiguousarray(pixels)})[0]\n'
         "```\n\n"
+        "Make images of 16 bits or with transparency plain before that: `convert` clips and uncovers.\n\n"
         f'`{PROGRAM}` is a torch.export program: `torch.export.load("{PROGRAM}").module()`. PyTorch may unpickle parts '
         "of such a file, so load it only if you trust who gave it to you."
     )

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
-from medkd.data.images import MAX_THREADS, UNREADABLE, decode
+from medkd.data.decoding import DARK, UNREADABLE, dark, decode
+from medkd.data.images import MAX_THREADS
 from medkd.deploy.runtime import RESEARCH_ONLY, ExportedModel
 from medkd.deploy.sheet import PER_PAGE, contact_sheet
 from medkd.errors import DataError
@@ -61,8 +62,8 @@ def predict_images(model: Path, images: Sequence[str | Path], to: Path) -> Predi
         ParameterError: onnxruntime is not installed.
     """
     exported = ExportedModel(model)
-    own = to.resolve()  # where sheets of an earlier call may lie
-    paths = [path for path in image_files(images) if not (SHEET.fullmatch(path.name) and path.resolve().parent == own)]
+    own = to.resolve()
+    paths = [path for path in image_files(images) if not _is_sheet(path, own)]
     pages = [paths[start : start + PER_PAGE] for start in range(0, len(paths), PER_PAGE)]
     rows: dict[str, list[float]] = {}
     unreadable: dict[str, str] = {}
@@ -187,6 +188,11 @@ def _inside(place: Path) -> Iterator[Path]:
     yield from (Path(error.filename) for error in failed)
 
 
+def _is_sheet(path: Path, own: Path) -> bool:
+    """Whether it is a contact sheet of an earlier call, which wrote it beside its table or into the folder `own`."""
+    return bool(SHEET.fullmatch(path.name)) and (path.resolve().parent == own or (path.parent / TABLE).is_file())
+
+
 def _natural(path: Path) -> list[list[str | int]]:
     """Sorts numbers in names by their size, folder by folder."""
     return [
@@ -198,11 +204,10 @@ def _natural(path: Path) -> list[list[str | int]]:
 def _read(path: Path, size: int) -> np.ndarray | str:
     """The image as the network sees it, uint8 (size, size, 3), or why it cannot be read."""
     try:
-        return decode(path.read_bytes(), size)[0]
-    except UnidentifiedImageError:
-        return "it is no image of a known format"
+        pixels = decode(path.read_bytes(), size)[0]
     except UNREADABLE as error:
         return " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
+    return pixels if (brightest := pixels.max()) >= DARK else f"no pixel {dark(brightest)}"
 
 
 def _table(rows: Mapping[str, Sequence[float]], classes: list[str]) -> pd.DataFrame:

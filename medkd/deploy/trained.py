@@ -219,12 +219,13 @@ def _task_table(cohort: Cohort, drawn: FewShotTask) -> pd.DataFrame:
     """What each class of the cohort served for."""
     of_id = cohort.table.set_index("id")["class"]
     support, query = (of_id[list(ids)].value_counts() for ids in (drawn.support_ids, drawn.query_ids))
+    learned = cohort.table["class"].iloc[cohort.base_rows()].value_counts()
     return pd.DataFrame(
         [
             {
                 "class": name,
                 "role": "rare" if name in drawn.classes else "common",
-                "trained on without its label": 0 if name in drawn.classes else int((of_id == name).sum()),
+                "trained on without its label": int(learned.get(name, 0)),
                 "labelled (support)": int(support.get(name, 0)),
                 "query set": int(query.get(name, 0)),
             }

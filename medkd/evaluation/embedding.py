@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 from unittest.mock import patch
 
@@ -14,6 +15,7 @@ from sklearn.metrics import silhouette_score
 from sklearn.model_selection import GroupKFold
 from threadpoolctl import ThreadpoolController
 
+from medkd.compiled import keep_compiled
 from medkd.errors import DataError, ParameterError
 from medkd.evaluation.probes import neighbour_purity, unit_rows
 
@@ -192,12 +194,13 @@ def _threads_kept() -> Iterator[None]:
 
 @contextmanager
 def _compiled_code_kept() -> Iterator[None]:
-    """What is imported here keeps on disk what numba compiles for it, where numba keeps such files (NUMBA_CACHE_DIR).
+    """What is imported here keeps on disk what numba compiles for it, see `keep_compiled`.
 
     UMAP asks for it nowhere: it compiles the same 12 s of code in each process. What is computed has the same bits.
     """
     import numba
 
+    keep_compiled(find_spec("umap").origin)
     keep = partial(numba.jit, cache=True)
     with patch("numba.jit", keep), patch("numba.core.decorators.jit", keep):
         yield

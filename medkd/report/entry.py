@@ -139,7 +139,7 @@ def checked_cohort(entry: Entry) -> Cohort:
     elif hasattr(params, "split_file"):
         n_folds_of(cohort, params.n_folds, params.split_file)
     elif cohort.rare_classes:
-        learned_from = {"common images": cohort.rows_of(cohort.base_classes)}
+        learned_from = {"common images": cohort.base_rows()}
     for what, rows in learned_from.items():
         if len(rows) < (batch_size := getattr(params, "batch_size", 0)):
             raise ParameterError(

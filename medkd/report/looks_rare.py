@@ -102,7 +102,7 @@ def neighbours_of_rare(
     Raises:
         DataError: a rare class has too few images, see `medkd.data.episodes.draw_task`.
     """
-    rows, base = unit_rows(features), cohort.rows_of(cohort.base_classes)
+    rows, base = unit_rows(features), cohort.base_rows()
     support = draw_task(cohort, k_shot=n_examples, task=0, seed=seed).support_ids
     chosen = rows_by_id(cohort, support, "the support set of task 0")
     similarity = rows[chosen] @ rows[base].T
@@ -144,7 +144,7 @@ def labels_by_shots(
     Returns:
         Columns method (what is measured), K, value, low, high; agreement only where a K has two tasks or more.
     """
-    base = cohort.rows_of(cohort.base_classes)
+    base = cohort.base_rows()
     rows = []
     for k_shot in dict.fromkeys(k_shot for k_shot, _ in runs):
         soft = [_soft_labels(cohort, run)[base] for (shots, _), run in runs.items() if shots == k_shot]

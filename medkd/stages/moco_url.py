@@ -28,7 +28,7 @@ from medkd.stages.rare import (
 from medkd.stages.store import Run, Unit, load_or_make
 from medkd.training.moco import MocoStep
 
-VERSION = 2
+VERSION = 3
 PROBE_ROWS = 2000
 """The kNN monitor looks at no more common images than this, so that it stays cheap on large cohorts."""
 
@@ -68,7 +68,7 @@ def pretrain(params: MocoParams) -> Run:
 
 def _train(context: Context, folder: Path) -> dict[str, Any]:
     params, cohort, device = context.params, context.cohort, context.device
-    base = cohort.rows_of(cohort.base_classes)
+    base = cohort.base_rows()
     build = {"moco": build_moco, "simclr": build_simclr}[params.objective]
     images, moco = images_of(context), build(context, "url")
     bank, probe = _probe_rows(context, base)

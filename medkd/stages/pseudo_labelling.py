@@ -139,7 +139,7 @@ def read_labels(cohort: Cohort, run: Run, expected: FewShotTask) -> tuple[np.nda
             f"{where} holds pseudo-labels of task {first_few(strange)}, but task {expected.name} is asked for; "
             "run 05_pseudo_labelling again"
         )
-    rows, base = rows_by_id(cohort, frame["id"], where), cohort.rows_of(cohort.base_classes)
+    rows, base = rows_by_id(cohort, frame["id"], where), cohort.base_rows()
     if absent := np.setdiff1d(base, rows).tolist():
         raise DataError(
             f"{where} has no label for {len(absent)} common images of {cohort.name}, "
@@ -224,7 +224,7 @@ def classify(
 def _label(context: Context, url: Run, drawn: FewShotTask, folder: Path) -> dict[str, Any]:
     params, cohort = context.params, context.cohort
     encoder = trained_encoder(context, url, params.of("moco")) if params.support_views == "aug5" else None
-    base = cohort.rows_of(cohort.base_classes)
+    base = cohort.base_rows()
     soft = classify(context, url_features(cohort, url), {0: drawn}, base, encoder)[0]
     frame = cohort.table.iloc[base][["id", "class"]].reset_index(drop=True).assign(task=drawn.name)
     for index, name in enumerate(drawn.classes):

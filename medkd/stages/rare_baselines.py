@@ -30,7 +30,7 @@ from medkd.training.episodic import EpisodeStep, LabelledStep, check_episode
 from medkd.training.supervised import SupervisedStep
 from medkd.training.tasks import Classification
 
-VERSION = 1
+VERSION = 2
 N_ROTATIONS = 5
 """Splits 7:1:2 of the oracle; each rare image is in the test part of one."""
 OF_CONTRAST = {"queue_size", "momentum", "temperature", "projection", "bn_splits"}
@@ -119,7 +119,7 @@ def _labels(cohort: Cohort, classes: tuple[str, ...]) -> torch.Tensor:
 
 
 def _rows_by_class(cohort: Cohort) -> list[np.ndarray]:
-    return [cohort.rows_of([name]) for name in cohort.base_classes]
+    return [np.intersect1d(cohort.rows_of([name]), cohort.base_rows()) for name in cohort.base_classes]
 
 
 def _episode(params: BaselineParams) -> dict[str, int]:
@@ -128,7 +128,7 @@ def _episode(params: BaselineParams) -> dict[str, int]:
 
 def _represent(context: Context, method: str, upstream: list[Run], folder: Path) -> dict[str, Any]:
     params, cohort = context.params, context.cohort
-    images, base = images_of(context), cohort.rows_of(cohort.base_classes)
+    images, base = images_of(context), cohort.base_rows()
     where = {"device": context.device, "precision": params.precision}
     network = baseline_network(context, len(cohort.base_classes), "base", method != "srl_distill")
     if method == "protonet":

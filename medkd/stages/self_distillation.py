@@ -293,5 +293,5 @@ def _train(
 
 def shown_rows(cohort: Cohort, seed: int) -> np.ndarray:
     """Row numbers whose features a student's run keeps: every rare image and up to `SHOWN_BASE_ROWS` common ones."""
-    base = np.random.default_rng(seed_for(seed, "shown")).permutation(cohort.rows_of(cohort.base_classes))
+    base = np.random.default_rng(seed_for(seed, "shown")).permutation(cohort.base_rows())
     return np.sort(np.concatenate([cohort.rows_of(cohort.rare_classes), base[:SHOWN_BASE_ROWS]]))

@@ -54,6 +54,29 @@ def test_folds_that_leak_are_errors(make_cohort, monkeypatch):
     assert [text[:33] for text in found] == [f"fold {i}: lesions p, q have samples" for i in range(2)]
 
 
+def test_common_images_of_patients_with_rare_ones_are_counted(make_cohort):
+    """Patients p and q have rare images, and three common ones between them."""
+    cohort = make_cohort(["a", "b", "a", "b", "a", "r", "s", "r"], list("pqptuqpv"), rare=("r", "s"))
+    cohort = dataclasses.replace(cohort, base_classes=("a", "b"), group="patient")
+    assert cohort.base_rows().tolist() == [3, 4]
+    found = texts(check(cohort, n_folds=2, val_fraction=0.5), error=False)
+    assert "3 common images of toy are of patients who have rare images too; nothing is learned from these, since " in (
+        "\n".join(found)
+    )
+    mixed = dataclasses.replace(cohort, table=cohort.table.assign(patient=list("pqpqpqpq")))
+    assert any("so nothing is left to learn from" in text for text in texts(check(mixed, n_folds=2), error=True))
+
+
+def test_classes_are_counted_in_published_splits_where_there_are_some(make_cohort):
+    splits = pd.DataFrame({"official": ["train", "train", "val", "val", "test", ""]})
+    cohort = dataclasses.replace(make_cohort(list("ababaa"), list("pqrstu")), splits=splits)
+    (warning,) = texts(check(cohort, n_folds=5), error=False)
+    assert warning == "toy has classes without samples in a part of its published splits: b (test of official)"
+    whole = splits.assign(official=["train", "train", "val", "val", "test", "test"])
+    assert check(make_cohort(list("ababab"), list("pqrstu"))) != []  # fewer lesions than the five folds
+    assert check(dataclasses.replace(make_cohort(list("ababab"), list("pqrstu")), splits=whole)) == []
+
+
 def test_published_splits_that_leak_are_errors(make_cohort):
     splits = pd.DataFrame({"official": ["train", "test", "train", "val", "test", "train"]})
     cohort = dataclasses.replace(make_cohort(["a"] * 6, list("ppqqrr")), splits=splits)

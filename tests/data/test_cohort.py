@@ -41,6 +41,23 @@ def test_modalities_are_the_images_and_then_the_vectors(three_modalities):
     assert three_modalities.modalities == ("photo", "scope", "omic")
 
 
+def test_images_and_labels_that_do_not_fit_the_table_are_refused(three_modalities):
+    table = three_modalities.table
+    for change, told in (
+        (
+            {"images": {"photo": ArrayImages(np.zeros((4, 4, 4, 3), np.uint8))}},
+            "photo of cohort toy has 4 images, .* 3 r",
+        ),
+        (
+            {"table": table.assign(label=[0, 1, 2])},
+            'x002 of cohort toy has the label 2 and the class "a"; label counts',
+        ),
+        ({"table": table.assign(label=[1, 1, 0])}, 'x000 of cohort toy has the label 1 and the class "a"'),
+    ):
+        with pytest.raises(DataError, match=told):
+            dataclasses.replace(three_modalities, **change)
+
+
 def test_slots_take_images_and_vectors_and_keep_what_is_not_named(three_modalities):
     def slots(**chosen):
         cohort = three_modalities.with_slots(**chosen)

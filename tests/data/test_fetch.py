@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import io
 import json
@@ -271,6 +272,37 @@ def test_fetch_with_consent_loads_and_unpacks_what_is_to_be_unpacked(published, 
     root = fetch("isic2018", tmp_path / "x", consent=lambda text: True, say=lambda line: None)
     assert files_in(root) == [".fetch.lock", "fetched.json", "images.zip", "truth", "truth.zip"]
     assert (root / "truth" / "truth.csv").read_bytes() == b"image\n"
+
+
+def test_what_was_unpacked_is_left_as_it_was_edited_until_it_is_gone_or_has_a_new_version(published, tmp_path):
+    def again():
+        fetch("isic2018", tmp_path, consent=bool, say=lambda line: None)
+        return (tmp_path / "truth" / "truth.csv").read_bytes()
+
+    assert again() == b"image\n"
+    (tmp_path / "truth" / "truth.csv").write_bytes(b"corrected")
+    assert again() == b"corrected"
+    (tmp_path / "truth" / "truth.csv").unlink()
+    assert again() == b"image\n"
+    published.files["/truth.zip"] = zip_of(**{"truth/truth.csv": b"second version"})
+    (tmp_path / "truth.zip").unlink()
+    assert again() == b"second version"
+
+
+def test_a_file_that_was_loaded_when_its_process_was_killed_is_not_loaded_again(item, server, tmp_path, monkeypatch):
+    item = dataclasses.replace(item, checksum="", n_bytes=0)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.Path, "replace", killed)  # the rename is what comes last
+        with pytest.raises(KeyboardInterrupt):
+            load(item, tmp_path)
+    load(item, tmp_path)
+    assert [wanted for _, wanted in server.seen] == ["", f"bytes={len(CONTENT)}-"]
+    load(item, tmp_path)
+    assert len(server.seen) == 2 and (tmp_path / "set.bin").read_bytes() == CONTENT
 
 
 def test_two_fetches_into_one_folder_load_every_file_once(published, tmp_path):

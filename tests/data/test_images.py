@@ -1,17 +1,20 @@
 import errno
+import hashlib
 import io
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import zipfile
 
 import numpy as np
 import pytest
-from PIL import EpsImagePlugin, Image
+from PIL import EpsImagePlugin, Image, ImageOps
 from torchvision.transforms import Resize
 
 from medkd.data import images as module
+from medkd.data.decoding import IMAGE_FORMATS, decode
 from medkd.data.file_store import FileStore
 from medkd.data.images import FileImages
 from medkd.errors import DataError, ParameterError, first_few
@@ -195,11 +198,20 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32])
 def test_eight_bits_in_deeper_pixels_are_refused_and_twelve_told(tmp_path, cache, dtype):
     Image.fromarray(np.full((6, 6), 255, dtype)).save(tmp_path / "dark.tif")
-    with pytest.raises(DataError, match="its pixels reach 255 of 65535 and would all be black; save it with 8 bits"):
+    with pytest.raises(DataError, match=r"^all 1 images under .* are black; if they hold 8-bit values in files of 16"):
         FileImages(["dark.tif"], root=tmp_path, cache_dir=cache).load(6)
     Image.fromarray(np.full((6, 6), 4095, dtype)).save(tmp_path / "dark.tif")
-    with pytest.warns(UserWarning, match="brighter than 15 of 255, as if 12-bit values lay in 16-bit files"):
+    with pytest.warns(UserWarning, match="brighter than 15 of 255, as if 8- or 12-bit values lay in 16-bit files"):
         FileImages(["dark.tif"], root=tmp_path, cache_dir=cache).load(6)
+
+
+def test_a_dark_frame_among_others_is_told_and_kept(tmp_path, cache):
+    Image.fromarray(np.full((6, 6), 200, np.uint16)).save(tmp_path / "background.png")
+    Image.fromarray(np.full((6, 6), 0x4080, np.uint16)).save(tmp_path / "tissue.png")
+    source = FileImages(["background.png", "tissue.png"], root=tmp_path, cache_dir=cache)
+    with pytest.warns(UserWarning, match=r"1 of 2 images under .* are black: background.png; if they"):
+        pixels = source.load(6)
+    assert (pixels[0] == 0).all() and (pixels[1] == 0x40).all()
 
 
 def test_pixels_of_other_content_are_not_kept_under_its_hash(tmp_path, cache):
@@ -231,7 +243,7 @@ def test_cmyk_is_converted(tmp_path):
 @pytest.mark.parametrize("mode, colour", [("RGBA", (200, 100, 50, 0)), ("LA", (200, 0))])
 def test_what_is_transparent_is_black_whatever_colour_lies_under_it(tmp_path, mode, colour):
     Image.new(mode, (6, 6), colour).save(tmp_path / "cut_out.png")
-    assert grey_of(tmp_path / "cut_out.png", tmp_path) == [0, 0, 0]
+    assert (decode((tmp_path / "cut_out.png").read_bytes(), 4) == 0).all()
 
 
 def test_the_orientation_tag_of_a_camera_is_obeyed(tmp_path):
@@ -242,6 +254,56 @@ def test_the_orientation_tag_of_a_camera_is_obeyed(tmp_path):
     stored.save(tmp_path / "phone.png", exif=exif)
     pixels = FileImages(["phone.png"], root=tmp_path, cache_dir=tmp_path / "cache").load(16)[0, :, :, 0]
     assert (pixels[0] == 255).all() and (pixels[-1] == 0).all()
+
+
+@pytest.mark.parametrize("tag", range(10))
+def test_every_orientation_is_undone_as_pillow_does(tag):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8))
+    exif = image.getexif()
+    exif[0x0112] = tag
+    image.save(file := io.BytesIO(), "PNG", exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(file)).resize((8, 8), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(decode(file.getvalue(), 8)[0], np.asarray(expected))
+
+
+def test_a_photograph_with_an_odd_tag_is_read_and_turned():
+    """Tag 6 and a resolution that is text, which Pillow cannot write: its own `exif_transpose` fails here."""
+    tags = struct.pack("<HHHIHH", 2, 0x0112, 3, 1, 6, 0) + struct.pack("<HHI4s", 282, 2, 3, b"72\0\0")
+    exif = b"Exif\0\0II*\0" + struct.pack("<I", 8) + tags + struct.pack("<I", 0)
+    stored = Image.fromarray(np.repeat(np.array([[255, 0]], np.uint8), 2, axis=0).repeat(8, 0).repeat(8, 1))
+    stored.save(file := io.BytesIO(), "JPEG", exif=exif, quality=100)
+    with pytest.raises(TypeError):
+        ImageOps.exif_transpose(Image.open(file))
+    pixels = decode(file.getvalue(), 16)[0, :, :, 0]
+    assert (pixels[0] == 255).all() and (pixels[-1] == 0).all()
+
+
+def test_damaged_tags_of_a_sound_picture_do_no_harm():
+    Image.new("RGB", (6, 6), (9, 99, 199)).save(file := io.BytesIO(), "JPEG", exif=b"Exif\0\0no tags at all")
+    np.testing.assert_allclose(decode(file.getvalue(), 4)[0, 0, 0], (9, 99, 199), atol=2)
+
+
+def test_what_is_no_image_and_what_is_too_large_say_so(monkeypatch):
+    with pytest.raises(OSError, match="^it is no image of a known format$"):
+        decode(b"some text", 4)
+    Image.new("RGB", (30, 10)).save(file := io.BytesIO(), "PNG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(OSError, match="^it has more than 200 pixels; make it smaller$"):
+        decode(file.getvalue(), 4)
+
+
+def test_hashes_are_used_where_they_cannot_be_remembered_and_pixels_that_cannot_be_kept_are_told(
+    image_folder, tmp_path, monkeypatch
+):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    source = FileImages(["a.jpg", "b.png"], root=image_folder, cache_dir=tmp_path / "cache")
+    monkeypatch.setattr(module.Path, "mkdir", refuse)
+    expected = [hashlib.sha256((image_folder / name).read_bytes()).hexdigest() for name in ("a.jpg", "b.png")]
+    assert source.content_hashes() == expected and not (tmp_path / "cache").exists()
+    with pytest.raises(DataError, match=r"cache/images cannot be written to \(Permission denied\); give it write"):
+        source.load(8)
 
 
 def test_floating_point_and_empty_files_are_unreadable_with_the_reason(tmp_path):
@@ -400,7 +462,7 @@ def test_a_program_is_never_started_for_a_file(tmp_path, cache, monkeypatch):
     assert started == []
 
 
-@pytest.mark.parametrize("kind", [*module.IMAGE_FORMATS, "MPO"])
+@pytest.mark.parametrize("kind", [*IMAGE_FORMATS, "MPO"])
 def test_every_supported_format_is_read(tmp_path, cache, kind):
     more = {"append_images": [Image.new("RGB", (8, 8))], "save_all": True} if kind == "MPO" else {}
     Image.new("RGB", (8, 8), (99, 99, 99)).save(tmp_path / "x.jpg", kind, **more)

@@ -1,5 +1,6 @@
 import dataclasses
 import shutil
+import unicodedata
 
 import numpy as np
 import pandas as pd
@@ -164,6 +165,19 @@ def test_one_image_alone_is_proposed_for_the_rare_chain(pairs):
         own.read(pairs)
 
 
+def test_a_split_column_is_not_taken_for_the_rare_chain_and_refused_there(pairs):
+    def change(table):
+        table["diagnosis"] = [*"aaaaaaaaaabbbbbbbbbb", "c", "c", "d", "d"]
+        return table[["patient", "dermoscopy", "diagnosis"]].assign(part=["train"] * 12 + ["test"] * 12)
+
+    rewrite(pairs, change)
+    assert infer(pairs).split == ""
+    assert "split: not used; chain rare draws support and query sets of its own" in explain(infer(pairs), pairs)
+    confirm(pairs, split="part")
+    with pytest.raises(DataError, match="chain rare draws support and query sets of its own; leave split empty"):
+        own.read(pairs)
+
+
 def test_columns_without_images_are_vectors(pairs):
     rewrite(pairs, lambda table: table.drop(columns=["photo", "dermoscopy"]))
     confirm(pairs)
@@ -191,6 +205,40 @@ def test_separators_marks_and_line_ends_do_not_matter(pairs, separator, encoding
     plain = read_own_table(pairs / "fälle.csv")
     rewrite(pairs, lambda table: table, sep=separator, encoding=encoding, lineterminator=ends)
     pd.testing.assert_frame_equal(read_own_table(pairs / "fälle.csv"), plain)
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_decimal_commas_are_points_where_commas_do_not_separate(tmp_path, separator):
+    rows = (["thickness", "site"], ["0,5", "a, b"], ["1,25", "c"])
+    (tmp_path / "table.csv").write_text("\n".join(separator.join(row) for row in rows))
+    table = read_own_table(tmp_path / "table.csv")
+    assert table["thickness"].tolist() == ["0.5", "1.25"] and table["site"].tolist() == ["a, b", "c"]
+
+
+@pytest.mark.parametrize("blank", ["\n", "\r\n", ",,\n", " \n"])
+def test_rows_are_named_by_their_line_also_behind_blank_ones(tmp_path, blank):
+    write_jpeg(tmp_path / "a.jpg", 9)
+    lines = [blank, "file,label,patient\n", blank, "a.jpg,x,p\n", blank, blank, "../b.jpg,y,q\n"]
+    (tmp_path / "table.csv").write_text("".join(lines), newline="")
+    assert read_own_table(tmp_path / "table.csv").attrs["lines"] == [4, 7]
+    roles = {"image": "file", "patient": "patient", "categories": []}
+    confirm(tmp_path, chain="rare", rare_classes=["x", "y"], classes=["x", "y", "z"], **roles)
+    with pytest.raises(DataError, match=r'has "\.\./b\.jpg" as file in row 7, which is no file inside'):
+        own.read(tmp_path)
+    (tmp_path / "table.csv").write_text("".join(lines).replace("../b.jpg,y,q", "b.jpg,y,"), newline="")
+    write_jpeg(tmp_path / "b.jpg", 9)
+    with pytest.raises(DataError, match="has rows without patient, row 7; fill it"):
+        own.read(tmp_path)
+
+
+def test_names_whose_accents_macos_wrote_apart_are_found(pairs, tmp_path):
+    for path in list((pairs / "bilder").iterdir()):
+        path.rename(path.with_name(unicodedata.normalize("NFD", path.name)))
+    assert not (pairs / "bilder" / "Läsion 0 a.jpg").exists()
+    assert infer(pairs).image == "dermoscopy"
+    confirm(pairs)
+    grey = own.read(pairs, cache_dir=tmp_path / "cache").images["image"].load(8).mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(grey, 5 * np.arange(N), atol=1.5)
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])

@@ -139,6 +139,24 @@ def test_sheets_of_an_earlier_call_are_no_images_and_stay_until_new_ones_are_the
         assert (out / "contact_sheet.png").is_file()
 
 
+def test_sheets_beside_the_table_of_another_call_are_no_images_and_one_by_itself_is(model, pictures, tmp_path):
+    for place in ("first", "second"):
+        assert run(model, pictures, "--to", pictures / place).exit_code == 0
+        assert len(pd.read_csv(pictures / place / "predictions.csv")) == 4
+    (pictures / "first" / "predictions.csv").unlink()
+    assert run(model, pictures, "--to", pictures / "second").exit_code == 0
+    assert len(pd.read_csv(pictures / "second" / "predictions.csv")) == 5
+
+
+@pytest.mark.parametrize("value, brightest", [(255, 0), (4095, 15)])
+def test_values_of_fewer_bits_in_sixteen_are_told_and_not_predicted(model, pictures, tmp_path, value, brightest):
+    Image.fromarray(np.full((9, 9), value, np.uint16)).save(pictures / "xray.png")
+    result = run(model, pictures, "--to", tmp_path / "out")
+    told = f"xray.png: no pixel is brighter than {brightest} of 255, as if 8- or 12-bit values lay in 16-bit files"
+    assert result.exit_code == 2 and told in result.stderr
+    assert len(pd.read_csv(tmp_path / "out" / "predictions.csv")) == 4
+
+
 def test_images_that_are_all_bad_give_an_empty_table(model, tmp_path):
     (tmp_path / "a.png").write_text("no image")
     result = run(model, tmp_path / "a.png", "--to", tmp_path / "out")
