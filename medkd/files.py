@@ -59,7 +59,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Call `write(part)` on a temporary neighbour of `path`, flush it to the disk and rename it into place."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # of processes that train together some may have one number, in containers of their own
+    part = path.with_name(f".{path.name}.{os.getpid()}-{os.environ.get('RANK', '0')}.part")
     try:
         write(part)
         part.chmod(0o666 & ~_umask())  # safetensors writes files that their owner alone may read

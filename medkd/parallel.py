@@ -26,6 +26,11 @@ def rank() -> int:
     return distributed.get_rank() if world_size() > 1 else 0
 
 
+def local_rank() -> int:
+    """Number of this process on its machine, from 0."""
+    return int(os.environ.get("LOCAL_RANK", "0")) if world_size() > 1 else 0
+
+
 def is_main() -> bool:
     """Whether this process writes what only one should."""
     return rank() == 0
@@ -41,8 +46,9 @@ def join(store: str = "") -> None:
     n_processes = int(os.environ.get("WORLD_SIZE", "1"))
     if n_processes == 1 or distributed.is_initialized():
         return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    number = int(os.environ["LOCAL_RANK"])
+    if number < torch.cuda.device_count():  # others run on the processor, or are refused by `pick_device`
+        torch.cuda.set_device(number)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if not store:
         distributed.init_process_group(backend)
@@ -97,8 +103,8 @@ def gathered(values: Tensor) -> Tensor:
     if world_size() == 1:
         return values
     values = values.detach()
-    counts = [torch.zeros((), dtype=torch.long, device=values.device) for _ in range(world_size())]
-    distributed.all_gather(counts, torch.tensor(len(values), device=values.device))
+    counts = [torch.zeros((), dtype=torch.long) for _ in range(world_size())]  # in main memory: no wait for a device
+    distributed.all_gather(counts, torch.tensor(len(values)))
     largest = max(int(count) for count in counts)
     padded = values.new_zeros((largest, *values.shape[1:]))
     padded[: len(values)] = values

@@ -138,8 +138,9 @@ class ContrastiveDistillation(nn.Module):
             kept = torch.cat([candidates.gather(1, columns), contrast_rows[:, n_positives:]], dim=1)
             loss = self._side("student", _products(embedded_student, self.bank_teacher, kept), columns.shape[1])
             loss = loss + self._side("teacher", _products(embedded_teacher, self.bank_student, kept), columns.shape[1])
-            self._update(self.bank_student, rows, embedded_student)
-            self._update(self.bank_teacher, rows, embedded_teacher)
+            everyone = gathered(rows)
+            self._update(self.bank_student, everyone, embedded_student)
+            self._update(self.bank_teacher, everyone, embedded_teacher)
         self.last_selected = columns
         return loss
 
@@ -206,7 +207,7 @@ class ContrastiveDistillation(nn.Module):
         log_z = getattr(self, f"log_z_{side}")
         scores = products / self.temperature
         first = scores.detach().flatten().logsumexp(0) - math.log(scores.numel())
-        if world_size() > 1 and log_z.isnan():
+        if world_size() > 1:  # in every step: to ask whether it is still needed, the host would wait for the device
             first = mean_of(first.exp()).log()
         first = first + math.log(self.n_images)
         log_z.copy_(torch.where(log_z.isnan(), first, log_z))
@@ -219,8 +220,7 @@ class ContrastiveDistillation(nn.Module):
 
     @torch.no_grad()
     def _update(self, bank: Tensor, rows: Tensor, embedded: Tensor) -> None:
-        rows, embedded = gathered(rows), gathered(embedded.detach())
-        mixed = self.momentum * bank[rows] + (1 - self.momentum) * embedded
+        mixed = self.momentum * bank[rows] + (1 - self.momentum) * gathered(embedded)
         bank.index_copy_(0, rows, F.normalize(mixed, dim=1))
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from medkd.errors import ParameterError
+from medkd.parallel import local_rank, world_size
 
 PRECISIONS = ("auto", "bfloat16", "float32")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
@@ -25,17 +26,34 @@ def pick_device(name: str = "auto") -> torch.device:
             such as "cpu", "cuda" or "cuda:1".
 
     Raises:
-        ParameterError: if the name is no device's, or that device is not in this machine.
+        ParameterError: if the name is no device's, that device is not in this machine, or of several processes each
+            would not have a GPU of its own.
     """
     device = named_device(name)
-    if device is None:  # of several processes each has a GPU of its own, which is its current one
-        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    if device is None and not torch.cuda.is_available():
+        return torch.device("cpu")
+    if world_size() > 1 and (device is None or device.type == "cuda"):
+        return _own_gpu(device)
+    if device is None:
+        return torch.device("cuda", torch.cuda.current_device())
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ParameterError(
             f'device="{name}" was asked for, but torch sees {torch.cuda.device_count()} GPU(s) here; '
             'use device="auto" or "cpu", or install the CUDA build of torch'
         )
     return device
+
+
+def _own_gpu(asked: torch.device | None) -> torch.device:
+    """Of several processes each has a GPU of its own, which `medkd.parallel.join` made its current one."""
+    if asked is not None and asked.index is not None:
+        raise ParameterError(f'device="{asked}" would give one GPU to {world_size()} processes; use device="cuda"')
+    if (own := local_rank()) >= torch.cuda.device_count():
+        raise ParameterError(
+            f"there are more processes on this machine than GPUs ({torch.cuda.device_count()}); lower --devices, or "
+            'use device="cpu"'
+        )
+    return torch.device("cuda", own)
 
 
 def named_device(name: str) -> torch.device | None:
@@ -58,7 +76,9 @@ def named_device(name: str) -> torch.device | None:
 def has_native_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 products run in hardware on this device; emulated ones are slower than float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return (
+            bool(torch.version.hip) or torch.cuda.get_device_properties(device).major >= 8
+        )  # as torch asks, of one GPU
     try:  # oneDNN says yes to every CPU with AVX-512, and emulates what it lacks
         has = any(there for name, there in torch.cpu.get_capabilities().items() if "bf16" in name)
         return has and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -24,16 +24,20 @@ LOOK_EVERY = 0.1  # seconds
 def run(command: Sequence[str], n: int) -> int:
     """Run a command in `n` processes that know their number and, as last argument, the file they meet in.
 
-    Ctrl-C, and the signals that ask to end, are passed on.
+    Ctrl-C, and the signals that ask to end, are passed on; a second one ends all at once, since a process that waits
+    for another heeds none.
 
     Returns:
         Exit status: 0, or that of the first process that failed.
     """
     processes: list[subprocess.Popen] = []
+    asked: list[int] = []
 
     def pass_on(number: int, _: FrameType | None) -> None:
+        first = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
         for process in processes:
-            process.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+            process.send_signal(signal.SIGKILL if asked else first)
+        asked.append(number)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, pass_on)

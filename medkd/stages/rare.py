@@ -84,12 +84,21 @@ def refuse_parts_of_one(params: ContrastParams) -> None:
     Raises:
         ParameterError: `bn_splits` leaves such a part of `batch_size`.
     """
-    size = -(-params.batch_size // params.bn_splits)  # of all parts but the last, see `GhostBatchNorm2d`
-    if params.bn_splits > 1 and (size < 2 or params.batch_size % size == 1):
-        raise ParameterError(
-            f"{params.stage}: bn_splits = {params.bn_splits} leaves a part of one image of batch_size = "
-            f"{params.batch_size}; lower bn_splits or raise batch_size"
-        )
+    n = parallel.world_size()
+    splits = own_splits(params.bn_splits)
+    for rows in {params.batch_size // n, -(-params.batch_size // n)}:  # of a process, see `parallel.own_part`
+        size = -(-rows // splits)  # of all parts but the last, see `GhostBatchNorm2d`
+        if splits > 1 and (size < 2 or rows % size == 1):
+            among = f" among {n} processes" if n > 1 else ""
+            raise ParameterError(
+                f"{params.stage}: bn_splits = {params.bn_splits} leaves a part of one image of batch_size = "
+                f"{params.batch_size}{among}; lower bn_splits or raise batch_size"
+            )
+
+
+def own_splits(bn_splits: int) -> int:
+    """Parts of ghost batch norm in this process, which sees its part of a batch only."""
+    return max(1, bn_splits // parallel.world_size())
 
 
 MOCO_V2 = {"projection": "mlp", "schedule": "cosine", "augmentation": "strong", "temperature": 0.2}
@@ -124,8 +133,8 @@ def build_encoder(params: Any) -> tuple[nn.Module, nn.Module | None, int]:
 
     With projection "mlp" the encoder gives the pooled features, and the head is linear, ReLU, linear to `DIM`.
     """
-    bn_splits = max(1, params.bn_splits // parallel.world_size())  # a process sees its part of a batch only
-    encoder = build_image_encoder(params.encoder, dim=DIM, width=width_of(params), bn_splits=bn_splits)
+    splits = own_splits(params.bn_splits)
+    encoder = build_image_encoder(params.encoder, dim=DIM, width=width_of(params), bn_splits=splits)
     if params.projection == "linear":
         return encoder, None, DIM
     name, last = [(name, module) for name, module in encoder.named_modules() if isinstance(module, nn.Linear)][-1]

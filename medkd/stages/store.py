@@ -180,16 +180,14 @@ def load_or_make(unit: Unit, make: Callable[[Path], dict[str, Any]]) -> Run:
     from medkd import parallel  # late: listing runs must not import torch
     from medkd.training.checkpoint import clear_checkpoints
 
-    run = load(unit)
-    if parallel.told_by_main(run is not None):
-        return run or load(unit)
+    if (run := parallel.told_by_main(load(unit))) is not None:
+        return run
     with ExitStack() as held:
         # of several processes that train one network the main one holds the lock and writes the record
         while not parallel.told_by_main(parallel.is_main() and _has_locked(unit.folder, held)):
             continue
-        run = load(unit)
-        if parallel.told_by_main(run is not None):  # another process finished it while this one waited
-            return run or load(unit)
+        if (run := parallel.told_by_main(load(unit))) is not None:  # finished by another process while this one waited
+            return run
         start = time.monotonic()
         metrics = make(unit.folder)
         seconds = round(time.monotonic() - start, 3)
@@ -212,8 +210,7 @@ def load_or_make(unit: Unit, make: Callable[[Path], dict[str, Any]]) -> Run:
             for left in unit.folder.glob(".*.part"):  # of an attempt that was killed
                 left.unlink()
         parallel.barrier()
-    found = load_folder(unit.folder)
-    return replace(found, made=True)
+    return replace(parallel.told_by_main(load_folder(unit.folder)), made=True)
 
 
 def _has_locked(folder: Path, held: ExitStack) -> bool:

@@ -5,7 +5,9 @@ Those of one machine are started by `local.py`, which adds the file they meet in
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
 from pathlib import Path
 
 from medkd import parallel
@@ -19,21 +21,34 @@ def main() -> None:
     from medkd.training.stop import GO_ON
 
     stage, config, *store = sys.argv[1:]
-    parallel.join(*store)
     try:
+        parallel.join(*store)
         for line in run_stage(stage, Path(config)):
             if parallel.is_main():
                 print(line, flush=True)
     except MedkdError as error:
         if parallel.is_main() or isinstance(error, TrainingError):  # which the process alone knows that met it
             print(f"medkd: {error}", file=sys.stderr, flush=True)
-        sys.exit(3 if isinstance(error, TrainingError) else 2)
+        _end(3 if isinstance(error, TrainingError) else 2)
     except KeyboardInterrupt:
         if parallel.is_main():
             print(f"medkd: interrupted; {GO_ON}", file=sys.stderr, flush=True)
-        sys.exit(130)
-    finally:
-        parallel.leave()
+        _end(130)
+    except SystemExit as request:  # of all, after a checkpoint
+        _end(int(request.code or 0))
+    except Exception:
+        traceback.print_exc()
+        _end(1)
+    parallel.leave()
+
+
+def _end(status: int) -> None:
+    """End without taking leave of others: with NCCL that waits for them, who may wait for this process."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if parallel.world_size() > 1:
+        os._exit(status)
+    sys.exit(status)
 
 
 def command(stage: str, config: str, devices: int, nodes: int, address: str, node: int) -> list[str]:

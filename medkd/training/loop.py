@@ -118,14 +118,19 @@ def fit(
 
     Raises:
         TrainingError: the loss is not finite (names step, terms and batch; the last checkpoint, written while all was
-            finite, is kept), `select` is nan after an epoch, the disk is full, or there are fewer rows than
-            `batch_size`.
+            finite, is kept), `select` is nan after an epoch, the disk is full, there are fewer rows than
+            `batch_size`, or of several processes some would have less than two rows of a batch or go on from elsewhere.
         Stopped, KeyboardInterrupt, SystemExit: on request, after the present step and a checkpoint, see
             `medkd.training.stop`.
     """
     if len(rows) < batch_size:
         raise TrainingError(
             f"{title}: {len(rows)} training rows are fewer than batch_size = {batch_size}; lower batch_size"
+        )
+    if batch_size < 2 * parallel.world_size() > 2:
+        raise TrainingError(
+            f"{title}: batch_size = {batch_size} leaves {parallel.world_size()} processes less than two rows each; "
+            "raise batch_size, or take fewer processes"
         )
     devices = [step.device] if step.device.type == "cuda" else []
     torch.backends.cudnn.benchmark |= bool(devices)  # all batches of a training have one shape
@@ -134,7 +139,8 @@ def fit(
         training = _Training(step, rows, optimizer, epochs, batch_size, seed, folder, title, checkpoint_seconds, stop)
         rates = [group["lr"] for group in optimizer.param_groups]
         position = training.position
-        with tqdm(total=epochs, initial=position.epoch, desc=title, unit="epoch", mininterval=1.0) as bar:
+        shown = {"desc": title, "unit": "epoch", "mininterval": 1.0, "disable": not parallel.is_main()}
+        with tqdm(total=epochs, initial=position.epoch, **shown) as bar:
             for epoch in range(position.epoch, epochs):
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * schedule(epoch, epochs)
@@ -143,6 +149,7 @@ def fit(
                 except NotFinite as found:
                     raise TrainingError(explain(found, title, epoch, ids, folder)) from None
                 record = {"epoch": epoch + 1, "lr": optimizer.param_groups[0]["lr"], **logged, **step.validate()}
+                record = parallel.told_by_main(record)  # a last digit may differ, and with it the choice of an epoch
                 if select and math.isnan(record[select]):
                     raise TrainingError(
                         f"{title}: {select} is not defined on the validation rows (one class alone, or no two samples "
@@ -187,13 +194,14 @@ class _Training:
         step.start(views, self.others)
         self.position = read_checkpoint(folder, step, optimizer, self.generator) or Position()
         if parallel.world_size() > 1:
+            self._refuse_other_checkpoint()
             views.manual_seed(self._seed_now())
             torch.manual_seed(self._seed_now() + 2)  # other units are dropped of other samples
         self.learned = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self.n_steps = len(rows) // batch_size
         self.started = self.saved = time.monotonic()
         self.stopping, self.steps_before = False, self.position.total_steps
-        if self.steps_before:
+        if self.steps_before and parallel.is_main():
             ended = self.position.epoch == epochs
             where = "the end" if ended else f"epoch {self.position.epoch + 1}, step {self.position.step + 1}"
             tqdm.write(f"{title}: going on from a checkpoint at {where}")
@@ -265,8 +273,18 @@ class _Training:
         overdue = time.monotonic() - self.saved > self.checkpoint_seconds
         return self.stopping or parallel.any_of(overdue, self.step.device)
 
+    def _refuse_other_checkpoint(self) -> None:
+        """Of several processes all go on from the same one; a disk of the network may show it late to some."""
+        found = self.position.total_steps
+        if parallel.any_of(found != parallel.told_by_main(found), self.step.device):
+            raise TrainingError(
+                f"{self.title}: the processes found different checkpoints in {self.folder}, this one that of step "
+                f"{found}; run the same command again once all machines see the same files"
+            )
+
     def _save(self) -> None:
         parallel.share_state(self.step.modules)
+        self.position.sums = {name: parallel.mean_of(total) for name, total in self.position.sums.items()}
         self.stop.signal = parallel.told_by_main(self.stop.signal)
         if parallel.is_main():
             write_checkpoint(self.folder, self.step, self.optimizer, self.generator, self.position)
