@@ -183,8 +183,9 @@ def test_several_processes_keep_talking_while_another_report_trains_their_unit(p
     other = ExitStack()
     unit().folder.mkdir(parents=True)
     other.enter_context(locked(unit().folder / ".lock"))
-    assert load_or_make(unit(), lambda folder: {}).made
-    assert said[1:4] == [False] * 3 and said[-2:] == [True, False], "waiting; has it, and found nothing finished"
+    run = load_or_make(unit(), lambda folder: {})
+    assert run.made and said[1:4] == [False] * 3, "waiting"
+    assert said[-3:-1] == [True, None] and said[-1].key == run.key, "has it, found nothing finished, tells what it made"
 
 
 def test_a_lock_file_that_another_made_anew_is_asked_for_again(tmp_path):
