@@ -15,6 +15,19 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
+def shown(value: Any, form: str = "{:.3f}") -> str:
+    """A value as a format says, with more digits where that would tell zero and the value is none: "0.0002"."""
+    text = form.format(value)
+    try:
+        if float(text):
+            return text
+    except ValueError:  # no number, or one in per cent
+        return text
+    if not value:
+        return form.format(value + 0.0)  # no -0.000
+    return f"{value:+.4f}" if "+" in form and abs(value) >= 0.00005 else f"{value:.3g}"
+
+
 def with_interval(value: Any, low: Any, high: Any, form: str = ".3f") -> str:
     """A value and the interval around it: "0.812 (0.755 to 0.861)"; the value alone where there is none (nan).
 

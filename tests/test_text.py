@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from medkd.text import duration, with_interval, word
+from medkd.text import duration, shown, with_interval, word
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,13 @@ from medkd.text import duration, with_interval, word
 )
 def test_a_time_has_the_two_largest_of_its_units(seconds, told):
     assert duration(seconds) == told
+
+
+def test_numbers_that_would_vanish_have_more_digits_and_zero_has_no_sign():
+    numbers = (0.8124, 0.0002, 0.0, -0.0, 3e-7)
+    assert [shown(value) for value in numbers] == ["0.812", "0.0002", "0.000", "0.000", "3e-07"]
+    assert [shown(value, "{:+.3f}") for value in (0.0312, -0.0004, 3e-7)] == ["+0.031", "-0.0004", "3e-07"]
+    assert shown(0.0004, "{:.1%}") == "0.0%" and shown("GMCD", "{}") == "GMCD"
 
 
 def test_an_interval_stands_in_brackets_behind_its_value():

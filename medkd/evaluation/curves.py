@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,9 +29,9 @@ def roc_points(predictions: pd.DataFrame, classes: Sequence[str]) -> pd.DataFram
         classes: names.
 
     Returns:
-        Columns method, class, x (false positive rate), y (true positive rate), auc (mean over parts); up to 200 points
-        a curve, whose area is within 0.001 of `auc`. Parts without samples of a class, or without samples of others,
-        are left out; a class that no part is left of has no curve.
+        Columns method, class, label (its number), x (false positive rate), y (true positive rate), auc (mean over
+        parts); up to 200 points a curve, whose area is within 0.001 of `auc`. Parts without samples of a class, or
+        without samples of others, are left out; a class that no part is left of has no curve.
     """
     tables = []
     for names, parts in _one_vs_rest(predictions, classes):
@@ -51,9 +52,9 @@ def pr_points(predictions: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame
         classes: names.
 
     Returns:
-        Columns method, class, x (recall), y (precision), average_precision (mean over parts); up to 200 points a curve,
-        whose area is `average_precision`. Parts without samples of a class are left out; a class without samples has
-        no curve.
+        Columns method, class, label (its number), x (recall), y (precision), average_precision (mean over parts); up to
+        200 points a curve, whose area is `average_precision`. Parts without samples of a class are left out; a class
+        without samples has no curve.
     """
     tables = []
     for names, parts in _one_vs_rest(predictions, classes):
@@ -94,15 +95,15 @@ def _by_method(predictions: pd.DataFrame, classes: Sequence[str]) -> list[tuple[
     return [(str(method), rows[columns]) for method, rows in predictions.groupby("method", sort=False)]
 
 
-def _one_vs_rest(predictions: pd.DataFrame, classes: Sequence[str]) -> list[tuple[dict[str, str], list[Part]]]:
-    """({method, class}, its parts) for each class that occurs; only the parts that it occurs in."""
+def _one_vs_rest(predictions: pd.DataFrame, classes: Sequence[str]) -> list[tuple[dict[str, Any], list[Part]]]:
+    """({method, class, label}, its parts) for each class that occurs; only the parts that it occurs in."""
     found = []
     for method, rows in _by_method(predictions, classes):
         of_parts = [part for _, part in rows.groupby("part", sort=False)] if "part" in rows else [rows]
         for index, name in enumerate(classes):
             parts = [((part["label"] == index).to_numpy(), part[f"p_{index}"].to_numpy(float)) for part in of_parts]
             if parts := [(truth, scores) for truth, scores in parts if truth.any()]:
-                found.append(({"method": method, "class": name}, parts))
+                found.append(({"method": method, "class": name, "label": index}, parts))
     return found
 
 
@@ -139,8 +140,8 @@ def _mean_steps(steps: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndar
     return edges, np.mean([heights[np.searchsorted(own, middles) - 1] for own, heights in steps], axis=0)
 
 
-def _curve(names: dict[str, str], x: Sequence[float], y: Sequence[float], **area: float) -> pd.DataFrame:
-    return pd.DataFrame({"method": "", "class": "", "x": x, "y": y}).assign(**names, **area)
+def _curve(names: dict[str, Any], x: Sequence[float], y: Sequence[float], **area: float) -> pd.DataFrame:
+    return pd.DataFrame({"method": "", "class": "", "label": 0, "x": x, "y": y}).assign(**names, **area)
 
 
 def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -22,6 +22,7 @@ from medkd.evaluation.words import metric_words
 from medkd.files import PLAIN_NAME, write_atomically, write_json, write_table
 from medkd.report.figures_paper import draw, paper_style
 from medkd.report.index import load_index
+from medkd.text import shown
 
 if TYPE_CHECKING:
     from medkd.stages.store import Run
@@ -30,6 +31,11 @@ DPI = 200
 SIMULATED = "simulated"
 MARK_POINTS = 6.0  # font size of the word on the figure
 LATEX = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {
+    "[": "{[}",  # at the start of a row it would be the length of the line break before it, and a star a kind of it
+    "*": "{*}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
@@ -247,10 +253,10 @@ def _style(frame: pd.DataFrame, formats: Mapping[str, Format], highlight: Mappin
 
     def display(wanted: Format) -> Callable[[Any], str]:
         # escaped after formatting: a bare % from "{:.1%}" would comment out the rest of a LaTeX row
-        return lambda value: escape(wanted.format(value) if isinstance(wanted, str) else wanted(value))
+        return lambda value: escape(shown(value, wanted) if isinstance(wanted, str) else wanted(value))
 
-    shown = {column: display(formats.get(column, _digits)) for column in frame}
-    style = frame.style.format(shown, na_rep="–").hide(axis="index")
+    displayed = {column: display(formats.get(column, _digits)) for column in frame}
+    style = frame.style.format(displayed, na_rep="–").hide(axis="index")
     style = style.format_index(lambda name: escape(metric_words(str(name))), axis="columns")
     for column, best in highlight.items():
         style = getattr(style, f"highlight_{best}")(subset=[column], props=bold)
@@ -258,7 +264,7 @@ def _style(frame: pd.DataFrame, formats: Mapping[str, Format], highlight: Mappin
 
 
 def _digits(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float | np.floating) else str(value)
+    return shown(value) if isinstance(value, float | np.floating) else str(value)
 
 
 def _latex(text: str) -> str:

@@ -15,6 +15,9 @@ from matplotlib.figure import Figure
 from medkd.errors import DataError
 from medkd.report.style import COLUMN_WIDTH, FONT_POINTS, PAGE_WIDTH, PALETTE, class_styles
 
+NAME_LETTERS = 14
+"""Letters of a line of a name beside a matrix."""
+
 
 def heatmap(values: np.ndarray, row_names: Sequence[str], column_names: Sequence[str], ax: Axes) -> Axes:
     """A matrix as colours with its values; `values` has shape (n_rows, n_columns), nan where unknown."""
@@ -112,6 +115,11 @@ def histogram_by_group(values: np.ndarray, groups: np.ndarray, ax: Axes, order: 
     return ax
 
 
+def on_lines(name: object, letters: int = NAME_LETTERS) -> str:
+    """A name on lines of so many letters, cut where a word is longer than that."""
+    return textwrap.fill(str(name), letters)
+
+
 def annotated(
     values: np.ndarray,
     row_names: Sequence[str],
@@ -126,11 +134,17 @@ def annotated(
     for (i, j), value in np.ndenumerate(values):
         shade = "white" if value > middle else "black"
         ax.text(j, i, text[i][j], ha="center", va="center", color=shade, fontsize=FONT_POINTS - 2)
-    longest = max(map(len, map(str, column_names)))
+    many = len(column_names) > 6
+    rows = [on_lines(name) for name in row_names]
+    columns = [
+        on_lines(name, NAME_LETTERS * (1 + many)) for name in column_names
+    ]  # of many on end, where there is room
+    longest = max(len(line) for name in columns for line in name.split("\n"))
     slanted = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if longest > 6 else {}
-    turned = {"rotation": 90} if longest > 2 and len(column_names) > 6 else slanted
-    ax.set_xticks(range(len(column_names)), labels=list(column_names), **turned)
-    ax.set_yticks(range(len(row_names)), labels=list(row_names))
+    turned = {"rotation": 90} if longest > 2 and many else slanted
+    for axis, names in ((ax.xaxis, columns), (ax.yaxis, rows)):
+        small = {"fontsize": FONT_POINTS - 3, "linespacing": 0.9} if any("\n" in name for name in names) else {}
+        axis.set_ticks(range(len(names)), labels=names, **small, **(turned if axis is ax.xaxis else {}))
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
     return ax

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib as mpl
@@ -14,7 +15,7 @@ from PIL import Image
 from medkd.data.cohort import Cohort
 from medkd.evaluation.judged import Judged
 from medkd.report.figures import image_grid
-from medkd.report.style import figure
+from medkd.report.style import FONT_POINTS, figure
 
 Maps = Callable[[pd.DataFrame, str, Sequence[int]], Mapping[str, np.ndarray]]
 """Samples, a method and a class per sample -> image modality -> maps (n, h, w), 0 to 1, of any size; such as
@@ -76,7 +77,10 @@ def error_pages(
         groups = [judged.cell(setting, method, *cell).head(n_examples) for cell in cells]
         samples = pd.concat(groups, ignore_index=True)
         fig = _grid(judged, groups, views(judged, samples, size, maps, (beside, method), TARGETS[0]))
-    fig.suptitle(title + ("" if maps is None else "; maps of the predicted class"))
+    title += "" if maps is None else "; maps of the predicted class"
+    lines = textwrap.wrap(title, int(14 * fig.get_figwidth()))  # letters of its size in a line of the figure
+    fig.set_figheight(fig.get_figheight() + 0.15 * (len(lines) - 1))
+    fig.suptitle("\n".join(lines), fontsize=FONT_POINTS)
     plt.close(fig)  # the notebook shows what is returned, once
     return fig
 

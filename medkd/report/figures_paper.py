@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from medkd.errors import DataError, ParameterError
 from medkd.evaluation.words import metric_words
 from medkd.report import figures_results as results
+from medkd.report.figures import on_lines
 from medkd.report.style import COLUMN_WIDTH, FONT_POINTS, PAGE_WIDTH, class_styles, figure, use_style, with_legend
 
 TEXT_COLUMNS = (
@@ -70,8 +71,8 @@ def _learning_curves(table: pd.DataFrame) -> Figure:
 
 
 def _class_curves(table: pd.DataFrame, area: str) -> Figure:
-    """Columns method, class, x, y and the area, see `medkd.evaluation.curves`; a panel per method."""
-    styles = class_styles(list(pd.unique(table["class"])))
+    """Columns method, class, label, x, y and the area, see `medkd.evaluation.curves`; a panel per method."""
+    styles = class_styles(_numbered(table))
 
     def panel(rows: pd.DataFrame, ax: Axes) -> None:
         results.class_curves(rows, area, styles, ax)
@@ -85,10 +86,15 @@ def _confusion(table: pd.DataFrame) -> Figure:
     classes = list(pd.unique(table["true"]))
 
     def panel(rows: pd.DataFrame, ax: Axes) -> None:
-        counts = rows.pivot(index="true", columns="predicted", values="n").loc[classes, classes]
+        # summed: whoever draws it again may have given two classes one name
+        counts = rows.pivot_table(index="true", columns="predicted", values="n", aggfunc="sum").loc[classes, classes]
         results.confusion(counts.to_numpy(), classes, ax)
 
-    fig, axes = _by_method(table, panel, ratio=1.05 if len(classes) <= 6 else 1.25)
+    n_lines = max(on_lines(name).count("\n") + 1 for name in classes)
+    # inches: each row as high as its name, and below them names and title
+    room = 0.085 * n_lines * len(classes) + (1.6 if len(classes) > 6 else 1.0) if n_lines > 1 else 0.0
+    ratio = max(1.05 if len(classes) <= 6 else 1.25, room / _panel_width(table["method"].nunique()))
+    fig, axes = _by_method(table, panel, ratio=ratio)
     if len(classes) > results.ROOMY:
         fig.colorbar(axes[0].images[0], ax=axes, label="share of the true class", shrink=0.6)
     return fig
@@ -115,7 +121,7 @@ def _umap(table: pd.DataFrame) -> Figure:
 
     Classes whose rows have on_top set (where there is such a column) are drawn last and larger.
     """
-    classes = list(table.sort_values("label")["class"].unique())
+    classes = _numbered(table)
     on_top = list(table.loc[table["on_top"], "class"].unique()) if "on_top" in table else []
 
     def panel(rows: pd.DataFrame, ax: Axes) -> None:
@@ -123,6 +129,17 @@ def _umap(table: pd.DataFrame) -> Figure:
         results.scatter_embedding(rows[["x", "y"]].to_numpy(), numbers, classes, ax, on_top=on_top, legend=False)
 
     return _embedding(table, panel)
+
+
+def _numbered(table: pd.DataFrame) -> list[str]:
+    """Names of the classes at their numbers (column label, where there is one), which give them their colours.
+
+    "" stands for a number that no row has: a class may be in one figure and not in another.
+    """
+    if "label" not in table:
+        return list(pd.unique(table["class"]))
+    names = dict(zip(table["label"], table["class"], strict=True))
+    return [names.get(number, "") for number in range(int(max(names)) + 1)]
 
 
 def _umap_shortcut(table: pd.DataFrame) -> Figure:
@@ -194,7 +211,7 @@ def _interval_bars(table: pd.DataFrame) -> Figure:
     """Columns method, metric, value (or difference, and minus: whose value is taken away), low, high, setting."""
     setting = table["setting"] if "setting" in table else ""
     named = (table["method"] + " " + setting).str.strip()
-    labels = named.map(results.on_short_lines)
+    labels = named.map(lambda name: on_lines(name, results.LINE))
     n_lines = labels.str.count("\n").max() + 1
     wide = labels.str.len().max() > results.LINE // 2
     fig, ax = figure(wide=wide, n_rows=len(table) * n_lines)
@@ -202,7 +219,7 @@ def _interval_bars(table: pd.DataFrame) -> Figure:
     label = metric_words(table["metric"].iloc[0])
     if "minus" in table:
         ax.axvline(0, color="0.4", linewidth=0.8)
-        label += f"\nminus that of {results.on_short_lines(table['minus'].iloc[0])}"
+        label += f"\nminus that of {on_lines(table['minus'].iloc[0], results.LINE)}"
     ax.set_xlabel(label)
     ax.locator_params(axis="x", nbins=6 if wide else 5)  # small differences have long numbers
     return fig
@@ -256,7 +273,7 @@ def _grid(n: int, *, ratio: float, share: bool) -> tuple[Figure, list[Axes]]:
     """`n` panels, `ratio` as high as wide, up to 4 a row of a page; one panel is as wide as a column."""
     n_columns = _columns(n)
     width = COLUMN_WIDTH if n == 1 else PAGE_WIDTH
-    n_rows, height = -(-n // n_columns), ratio * min(width / n_columns, 2.6)
+    n_rows, height = -(-n // n_columns), ratio * _panel_width(n)
     fig = plt.figure(figsize=(width, height * n_rows + 0.3), layout="constrained")
     grid = fig.add_gridspec(n_rows, n_columns)
     axes: list[Axes] = []
@@ -264,6 +281,11 @@ def _grid(n: int, *, ratio: float, share: bool) -> tuple[Figure, list[Axes]]:
         shared = axes[0] if axes and share else None
         axes.append(fig.add_subplot(grid[place // n_columns, place % n_columns], sharex=shared, sharey=shared))
     return fig, axes
+
+
+def _panel_width(n: int) -> float:
+    """Inches of one of `n` panels, at most as a height follows from it."""
+    return min((COLUMN_WIDTH if n == 1 else PAGE_WIDTH) / _columns(n), 2.6)
 
 
 def _columns(n: int) -> int:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
 
 from medkd.errors import DataError, ParameterError
 from medkd.evaluation.words import metric_words
-from medkd.report.figures import annotated
-from medkd.report.style import FONT_POINTS, METHOD_COLOURS, PALETTE, line_styles, method_colour, own_colour
+from medkd.report.figures import annotated, on_lines
+from medkd.report.style import DASHES, FONT_POINTS, METHOD_COLOURS, PALETTE, line_styles, method_colour, own_colour
 
 MARKERS = "os^D"  # once round the palette, classes go on with the next marker
 ROOMY = 5  # classes of a confusion matrix; more leave no room for numbers in its cells, which are in the CSV
 FEW = 5  # methods whose bands can be told apart in one panel
 SMALLEST_DOT = 4  # of a calibration curve, points squared, so that every bin is seen
-LINE = 48  # letters of a method's name beside a figure
+LINE = 48  # letters of a method's name beside a figure: in a study it carries that of its condition
 
 
 def learning_curves(
@@ -34,8 +34,10 @@ def learning_curves(
         legend: draw it in the axes.
     """
     for column, label in zip(columns, labels or columns, strict=True):
-        colour = method_colour(label) if label in METHOD_COLOURS else PALETTE[len(ax.lines) % len(PALETTE)]
-        _mean_and_band(history, column, ax, label=label, color=colour)
+        n_drawn = len(ax.lines)
+        colour = method_colour(label) if label in METHOD_COLOURS else PALETTE[n_drawn % len(PALETTE)]
+        dash = DASHES[n_drawn // len(PALETTE) % len(DASHES)]
+        _mean_and_band(history, column, ax, label=label, color=colour, linestyle=dash)
     if legend:
         ax.legend()
     return ax
@@ -107,17 +109,12 @@ def interval_bars(table: pd.DataFrame, ax: Axes) -> Axes:
         colour = method_colour(method, other="0.5")
         ax.plot([low, high], [place, place], color=colour, linewidth=1.6, solid_capstyle="butt")
         ax.plot([value], [place], "o", color=colour, markersize=4.5)
-    ax.set_yticks(range(len(table)), labels=[on_short_lines(method) for method in table["method"]])
+    ax.set_yticks(range(len(table)), labels=[on_lines(method, LINE) for method in table["method"]])
     ax.set_ylim(len(table) - 0.5, -0.5)
     ax.locator_params(axis="x", nbins=6)
     ax.grid(axis="x", color="0.9")
     ax.set_axisbelow(True)
     return ax
-
-
-def on_short_lines(text: str) -> str:
-    """The text with line breaks, for beside a figure: methods of a study carry the names of their conditions."""
-    return "\n".join(textwrap.wrap(text, LINE))
 
 
 def scatter_embedding(
@@ -134,7 +131,7 @@ def scatter_embedding(
     Args:
         coordinates: shape (n, 2).
         labels: index into `classes`, shape (n,).
-        classes: names.
+        classes: names; "" for one that is nowhere in the figure.
         ax: where.
         on_top: names of classes drawn last, larger and outlined, so that rare ones are not buried.
         legend: name the classes beside the axes; one panel of several is enough.
@@ -147,7 +144,7 @@ def scatter_embedding(
             f"on_top names {sorted(unknown)[0]!r}, which is not among the classes {', '.join(classes)}"
         )
     coordinates, labels = np.asarray(coordinates), np.asarray(labels)
-    for name in sorted(classes, key=lambda name: name in on_top):
+    for name in sorted(filter(None, classes), key=lambda name: name in on_top):
         number = list(classes).index(name)
         points = coordinates[labels == number]
         raised = {"s": 16, "edgecolors": "white", "linewidths": 0.4} if name in on_top else {"s": 5, "linewidths": 0}
@@ -255,6 +252,8 @@ def singular_spectrum(table: pd.DataFrame, ax: Axes) -> Axes:
             label=name,
         )
     ax.set_yscale("log")
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # that of a logarithm writes LaTeX
+    ax.yaxis.set_minor_formatter(NullFormatter())
     if is_zero.any():
         ax.axhline(floor, color="0.7", linestyle=":", linewidth=0.8)
         ax.text(0.02, floor, "zero", transform=ax.get_yaxis_transform(), va="bottom", color="0.4")

@@ -100,6 +100,12 @@ def validation_predictions(runs: Mapping[Any, Run], names: Mapping[Any, str]) ->
     return pd.concat(tables, ignore_index=True)
 
 
+def n_words(summary: pd.DataFrame) -> str:
+    """Samples that a summary's values of the coarsest level are of: "2,785", or "2,785 to 2,893" of several K."""
+    counts = summary.loc[summary["level"] == summary["level"].iloc[-1], "n"]
+    return " to ".join(f"{n:,}" for n in dict.fromkeys((counts.min(), counts.max())))
+
+
 def method_comparison(summary: pd.DataFrame, differences: pd.DataFrame) -> pd.DataFrame:
     """One row per method at the coarsest level: each compared metric with its interval, and its paired difference.
 
@@ -141,8 +147,10 @@ def confusion_or_survival(
     """
     if task == "classification":
         from medkd.evaluation.curves import confusion_table
+        from medkd.report.figures_results import ROOMY
 
-        return "confusion", confusion_table(predictions, classes), "confusion, rows sum to 1,"
+        counts = " (in brackets how many)" if len(classes) <= ROOMY else ""
+        return "confusion", confusion_table(predictions, classes), f"confusion of images{counts}, rows sum to 1,"
     shows = "survival of patients, each once, by third of predicted risk (95% bands; p: log-rank test),"
     return "kaplan-meier", risk_curves_by_method(predictions), shows
 

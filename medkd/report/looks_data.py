@@ -9,6 +9,9 @@ from medkd.data.cohort import Cohort
 from medkd.data.images import FileImages
 from medkd.errors import DataError
 
+EVERY = "all classes"
+"""Column of all samples beside a column for each class."""
+
 
 def paired_examples(cohort: Cohort, size: int, n_pairs: int, seed: int = 0) -> tuple[np.ndarray, list[str]]:
     """Random samples in all image modalities, the modalities of a sample beside one another.
@@ -46,18 +49,18 @@ def file_sizes(cohort: Cohort, name: str) -> pd.DataFrame:
 
 
 def missing_values(cohort: Cohort, name: str) -> pd.DataFrame:
-    """Share of missing values of each column of a vector modality that has any: `column`, `all`, one column per class.
+    """Share of missing values of each column of a vector modality that has any: `column`, `EVERY`, one per class.
 
     Returns:
         Worst first; no rows if nothing is missing.
     """
     vector = cohort.vectors[name]
     missing = np.isnan(vector.values)
-    table = pd.DataFrame({"column": vector.names, "all": missing.mean(axis=0)})
+    table = pd.DataFrame({"column": vector.names, EVERY: missing.mean(axis=0)})
     for label, title in enumerate(cohort.classes):
         rows = missing[cohort.labels == label]
         table[title] = rows.mean(axis=0) if len(rows) else np.nan
-    return table[table["all"] > 0].sort_values("all", ascending=False, kind="stable", ignore_index=True)
+    return table[table[EVERY] > 0].sort_values(EVERY, ascending=False, kind="stable", ignore_index=True)
 
 
 def class_means(cohort: Cohort, name: str) -> np.ndarray:

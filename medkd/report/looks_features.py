@@ -65,7 +65,7 @@ def plane(
         "class": cohort.table["class"].mask(hidden, RARE),
         "label": cohort.table["label"].mask(hidden, len(cohort.classes)),
     }
-    seen = dataclasses.replace(cohort, table=cohort.table.assign(**as_one))
+    seen = dataclasses.replace(cohort, classes=(*cohort.classes, RARE), table=cohort.table.assign(**as_one))
     embedding, separation = embed(seen, features, reference, seed=seed)
     table = embedding.merge(separation[separation["labels"] == "class"], on="method")
     return table.assign(on_top=table["class"].eq(RARE)), embedding_caption(embedding, seed)

@@ -25,7 +25,7 @@ import medkd
 from medkd.errors import DataError
 from medkd.evaluation.words import metric_words
 from medkd.files import write_atomically
-from medkd.text import duration
+from medkd.text import duration, shown
 
 MAX_ROWS = 60
 """Rows of a table that the page shows; the csv beside it has all."""
@@ -194,17 +194,19 @@ def _table(path: Path) -> dict[str, Any]:
         header, *rows = list(csv.reader(file)) or [[]]
     signed = OF_DIFFERENCES if "difference" in header else {}
     formats = [signed.get(name) or _form(row[column] for row in rows) for column, name in enumerate(header)]
-    shown = [[_rounded(*cell) for cell in zip(row, formats, strict=True)] for row in rows[:MAX_ROWS]]
-    header, shown = _with_intervals(header, shown)
-    numeric = [all(_is_number(row[column]) or not row[column] for row in shown) for column in range(len(header))]
-    return {"header": header, "rows": shown, "numeric": numeric, "n_rows": len(rows)}
+    first = [[_rounded(*cell) for cell in zip(row, formats, strict=True)] for row in rows[:MAX_ROWS]]
+    header, first = _with_intervals(header, first)
+    numeric = [all(_is_number(row[column]) or not row[column] for row in first) for column in range(len(header))]
+    return {"header": header, "rows": first, "numeric": numeric, "n_rows": len(rows)}
 
 
 def _with_intervals(header: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
     """Three columns `x, x_low, x_high` (or `value, low, high`) become one: "0.81 (0.75 to 0.86)"."""
     bounds = {name: (f"{name}_low", f"{name}_high") for name in header}
     bounds |= {name: ("low", "high") for name in ("value", "difference") if name in header}
-    bounds = {name: pair for name, pair in bounds.items() if set(pair) <= set(header)}
+    named = [dict(zip(header, row, strict=True)) for row in rows]
+    there = {name: pair for name, pair in bounds.items() if set(pair) <= set(header)}
+    bounds = {name: pair for name, pair in there.items() if _lies_between(named, name, *pair)}
     dropped = {bound for pair in bounds.values() for bound in pair}
     kept = [name for name in header if name not in dropped]
 
@@ -214,9 +216,16 @@ def _with_intervals(header: list[str], rows: list[list[str]]) -> tuple[list[str]
         low, high = (row[bound] for bound in bounds[name])
         return f"{row[name]} ({low} to {high})"
 
-    named = [dict(zip(header, row, strict=True)) for row in rows]
     new_header = [f"{name} (interval)" if name in bounds else name for name in kept]
     return new_header, [[cell(row, name) for name in kept] for row in named]
+
+
+def _lies_between(rows: Sequence[Mapping[str, str]], name: str, low: str, high: str) -> bool:
+    """Whether these are bounds of a column, and no classes that happen to be called so."""
+    try:
+        return all(float(row[low]) <= float(row[name]) <= float(row[high]) for row in rows if row[low] and row[high])
+    except ValueError:
+        return False
 
 
 def _form(cells: Iterable[str]) -> str:
@@ -225,17 +234,14 @@ def _form(cells: Iterable[str]) -> str:
 
 
 def _rounded(cell: str, form: str) -> str:
-    """A number with a point as `form` says; with one or three digits what that would make 0; else as in the file."""
+    """A number with a point as `form` says, see `shown`; else as in the file."""
     try:
         number = float(cell)
     except ValueError:
         return cell
     if not form or not math.isfinite(number) or not set(".e") & set(cell):
         return cell
-    shown = form.format(number)
-    if float(shown) or not number:
-        return shown
-    return f"{number:+.4f}" if "+" in form and abs(number) >= 0.00005 else f"{number:.3g}"
+    return shown(number, form)
 
 
 def _is_number(cell: str) -> bool:

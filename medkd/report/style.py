@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -86,11 +87,12 @@ def with_legend(fig: Figure, axes: Sequence[Axes], loc: str = "outside upper cen
     for ax in axes:
         for handle, name in zip(*ax.get_legend_handles_labels(), strict=True):
             handles.setdefault(name, handle)
-    letters = 18 * fig.get_figwidth()  # of the legend's size, in a line of the figure
-    n_columns = max(1, min(len(handles), int(letters // (max(map(len, handles)) + 7))))
-    n_rows = -(-len(handles) // n_columns)
-    fig.set_figheight(fig.get_figheight() + 0.15 * n_rows + 0.1)
-    fig.legend(handles.values(), handles.keys(), loc=loc, ncols=n_columns, markerscale=1.5)
+    letters = int(18 * fig.get_figwidth())  # of the legend's size, in a line of the figure
+    n_columns = max(1, min(len(handles), letters // (max(map(len, handles)) + 7)))
+    names = [textwrap.fill(name, letters - 7) for name in handles]
+    n_lines = max(name.count("\n") + 1 for name in names) * -(-len(names) // n_columns)
+    fig.set_figheight(fig.get_figheight() + 0.15 * n_lines + 0.1)
+    fig.legend(handles.values(), names, loc=loc, ncols=n_columns, markerscale=1.5)
     return fig
 
 

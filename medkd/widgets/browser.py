@@ -47,7 +47,11 @@ class CohortBrowser(widgets.VBox):
         self.cohort, self._n_shown = cohort, n_shown
         self._pixels = {name: source.load(size) for name, source in cohort.images.items()}
         self._part = _parts(cohort, split)
-        self.class_filter = widgets.Dropdown(options=[EVERY, *cohort.classes], description="class")
+        numbered = [
+            (EVERY, -1),
+            *((name, label) for label, name in enumerate(cohort.classes)),
+        ]  # one may be called "all"
+        self.class_filter = widgets.Dropdown(options=numbered, description="class")
         parts = [EVERY, *dict.fromkeys(part for part in self._part if part)]
         self.split_filter = widgets.Dropdown(options=parts, description="split")
         self.patient_filter = widgets.Text(
@@ -75,8 +79,8 @@ class CohortBrowser(widgets.VBox):
     def _filter(self, _: object = None) -> None:
         table = self.cohort.table
         keep = np.ones(len(table), bool)
-        if self.class_filter.value != EVERY:
-            keep &= (table["class"] == self.class_filter.value).to_numpy()
+        if self.class_filter.value >= 0:
+            keep &= self.cohort.labels == self.class_filter.value
         if self.split_filter.value != EVERY:
             keep &= self._part == self.split_filter.value
         if wanted := self.patient_filter.value.strip():

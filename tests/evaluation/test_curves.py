@@ -24,7 +24,7 @@ def predictions(n, method="GMCD", seed=0, strength=1.0):
 def test_areas_are_scikit_learns_and_a_thinned_curve_keeps_them(points, area, expected, n):
     frame = predictions(n)
     table = points(frame, CLASSES)
-    assert list(table) == ["method", "class", "x", "y", area]
+    assert list(table) == ["method", "class", "label", "x", "y", area]
     for index, name in enumerate(CLASSES):
         curve = table[table["class"] == name]
         wanted = expected(frame["label"] == index, frame[f"p_{index}"])

@@ -106,10 +106,29 @@ def test_table_keeps_all_digits_in_csv_and_shows_three(artifacts, table):
 def test_latex_table_has_booktabs_escapes_caption_and_label(artifacts, table):
     artifacts.table(table, "main", r"50% of a_b {c} \ ~.", formats={"auc": "{:.1%}"})
     latex = (artifacts.folder / "tables" / f"{STAGE}-main.tex").read_text(encoding="utf-8")
-    for part in (r"\toprule", r"\midrule", r"\bottomrule", r"CE\_only & 81.2\% & 0.050 \\", r"100\% \& <b> & –"):
+    for part in (
+        r"\toprule",
+        r"\midrule",
+        r"\bottomrule",
+        r"CE\_only & 81.2\% & 0.050 \\",
+        r"100\% \& \textless{}b\textgreater{} & –",
+    ):
         assert part in latex, part
     assert r"\caption{50\% of a\_b \{c\} \textbackslash{} \textasciitilde{}. Simulated data.}" in latex
     assert rf"\label{{tab:{STAGE}-main}}" in latex
+
+
+def test_signs_that_mean_something_to_latex_at_the_start_of_a_row_or_in_its_first_fonts_do_not(artifacts):
+    names = ["[x] first", "* star", "grade <2", "Gleason >7|8"]
+    artifacts.table(pd.DataFrame({"class": names, "p_value": [0.0002, 0.5, 0.0, 1.0]}), "odd", "Odd.")
+    latex = (artifacts.folder / "tables" / f"{STAGE}-odd.tex").read_text(encoding="utf-8")
+    rows = (
+        "{[}x] first & 0.0002",
+        "{*} star & 0.500",
+        "grade \\textless{}2 & 0.000",
+        "Gleason \\textgreater{}7\\textbar{}8",
+    )
+    assert all(row in latex for row in rows)
 
 
 def test_hyphens_of_negative_numbers_are_a_minus_in_latex_and_no_others(artifacts):

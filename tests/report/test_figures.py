@@ -143,6 +143,12 @@ def test_confusion_shows_shares_of_each_true_class_and_counts(ax):
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("predicted class", "true class")
 
 
+def test_long_names_beside_a_matrix_are_broken_into_lines(ax):
+    names = ["high-grade squamous intraepithelial lesion", "NV"]
+    figures_results.confusion(np.eye(2, dtype=int), names, ax)
+    assert tick_texts(ax.yaxis) == tick_texts(ax.xaxis) == ["high-grade\nsquamous intra\nepithelial\nlesion", "NV"]
+
+
 def test_heatmap_shows_values_and_marks_unknown_ones(ax):
     figures.heatmap(np.array([[0.5, np.nan, -1.0]]), ["row"], ["a", "b", "c"], ax)
     assert cell_texts(ax) == ["0.50", "–", "-1.00"]
@@ -338,6 +344,9 @@ def test_singular_spectrum_sorts_all_frequencies_and_puts_zeros_on_a_named_line(
     assert list(floor.get_ydata()) == [0.01, 0.01] and cell_texts(ax) == ["zero"]
     assert legend_texts(ax) == ["before", "after (2 of 4 zero)"]
     assert ax.get_yscale() == "log"
+    ax.get_figure().canvas.draw()
+    ticks = [text for text in tick_texts(ax.yaxis) if text]
+    assert {"0.1", "1"} <= set(ticks) and not any("$" in text for text in ticks)
 
 
 def test_singular_spectrum_without_zeros_has_no_line_for_them(ax):
@@ -364,6 +373,18 @@ def test_confusion_of_many_classes_leaves_the_numbers_out():
     _, ax = plt.subplots()
     figures_results.confusion(np.eye(6, dtype=int), list("abcdef"), ax)
     assert {text.get_text() for text in ax.texts} == {""}
+
+
+def test_a_class_that_is_nowhere_keeps_its_colour_and_has_no_name(ax):
+    figures_results.scatter_embedding(np.zeros((2, 2)), np.array([1, 2]), ["", "NV", "DF"], ax, legend=False)
+    assert [drawn.get_label() for drawn in ax.collections] == ["NV", "DF"]
+    assert [to_hex(drawn.get_facecolor()[0]).upper() for drawn in ax.collections] == list(PALETTE[1:3])
+
+
+def test_more_lines_than_colours_have_dashes(ax):
+    columns = [f"temperature_{number}" for number in range(9)]
+    figures_results.learning_curves(pd.DataFrame({"epoch": [1, 2]} | dict.fromkeys(columns, 1.0)), columns, ax)
+    assert len({(line.get_color(), line.get_linestyle()) for line in ax.lines}) == 9
 
 
 def test_only_the_panel_that_asks_for_it_has_a_legend():

@@ -170,6 +170,14 @@ def test_differences_have_signs_and_three_digits(report):
     assert shown[:6] == ["method", "mean", "difference (interval)", "KD", "0.500", "+0.001 (-0.0001 to +0.002)"]
 
 
+def test_classes_that_are_called_like_bounds_are_columns(report):
+    folder, _ = report
+    text = "K,dysplasia,dysplasia_low,dysplasia_high\n5,0.5,0.3,0.2\n"
+    (folder / "tables" / f"{STAGE}-summary.csv").write_text(text)
+    shown = body_rows(read(report), "K")
+    assert shown[:8] == ["K", "dysplasia", "dysplasia low", "dysplasia high", "5", "0.5", "0.3", "0.2"]
+
+
 def test_a_long_table_shows_its_first_rows_and_says_so(report):
     html = read(report)
     assert "case 59" in html.text

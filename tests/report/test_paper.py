@@ -1,6 +1,7 @@
 """Figures of a paper: drawn from a table, and again from its CSV."""
 
 import re
+import warnings
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -109,6 +110,38 @@ def test_redrawing_follows_the_table_and_leaves_other_figures_alone(out):
     assert redraw(out.folder) == ["07_evaluation.phantom-glioma-bars"]
     changed = {name for name, content in files_of(out).items() if content != before[name]}
     assert changed == {path.name, path.with_suffix(".pdf").name, path.with_suffix(".png").name}
+
+
+def test_two_classes_that_were_given_one_name_are_drawn_as_one(out):
+    out.drawn("confusion", table_of("confusion"), "confusion", "Confusion.")
+    path = out.folder / "figures" / "07_evaluation.phantom-glioma-confusion.csv"
+    table = pd.read_csv(path)
+    table.replace({"true": {"b": "a"}, "predicted": {"b": "a"}}).to_csv(path, index=False)
+    with paper_style():
+        (text,) = draw("confusion", path).axes[0].texts
+    total = table.loc[table["method"] == table["method"].iloc[0], "n"].sum()
+    assert text.get_text() == f"1.00\n({total})"
+
+
+@pytest.mark.parametrize("n_methods, n_classes", [(3, 5), (5, 11), (7, 5)])
+def test_names_of_a_confusion_neither_overlap_nor_leave_the_page(tmp_path, n_methods, n_classes):
+    names = [f"squamous cell carcinoma of kind {number}" for number in range(n_classes)]
+    rows = [(f"method {m}", true, said, 5) for m in range(n_methods) for true in names for said in names]
+    pd.DataFrame(rows, columns=["method", "true", "predicted", "n"]).to_csv(tmp_path / "c.csv", index=False)
+    with paper_style(), warnings.catch_warnings():
+        warnings.simplefilter("error")  # a layout that collapses is one
+        fig = draw("confusion", tmp_path / "c.csv")
+        fig.canvas.draw()
+        first = fig.axes[0]
+        boxes = [label.get_window_extent() for label in first.get_yticklabels()]
+        assert all(upper.y0 >= lower.y1 - 1 for upper, lower in zip(boxes, boxes[1:], strict=False))
+        for ax in fig.axes[:n_methods]:
+            boxes = [label.get_window_extent() for label in ax.get_xticklabels() + ax.get_yticklabels()]
+            seen = [box for box in boxes if box.width]
+            assert all(box.x0 >= -1 and box.y0 >= -1 and box.x1 <= fig.bbox.x1 + 1 for box in seen)
+        cell = first.get_window_extent().width / n_classes
+        if n_classes <= figures_results.ROOMY:
+            assert max(text.get_window_extent().width for text in first.texts) < cell
 
 
 def test_redrawn_figures_of_simulated_data_say_so(out, tmp_path, monkeypatch):

@@ -1,3 +1,8 @@
+import dataclasses
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +14,8 @@ from medkd.data.folds import Split
 from medkd.report.style import figure
 from medkd.widgets import place
 from medkd.widgets.browser import CohortBrowser, browse, vector_profile
+
+NAMED = {"JPY_SESSION_NAME": "x"}
 
 
 @pytest.fixture
@@ -32,7 +39,7 @@ def browser(cohort):
 
 def test_filters_by_class_split_and_patient_combine(browser):
     assert len(browser.rows) == 30
-    browser.class_filter.value = "b"
+    browser.class_filter.label = "b"
     assert browser.rows.tolist() == list(range(1, 30, 3))
     browser.split_filter.value = "test"
     assert browser.rows.tolist() == [25, 28]
@@ -44,7 +51,7 @@ def test_filters_by_class_split_and_patient_combine(browser):
 
 
 def test_pages_show_the_samples_of_the_filter_with_both_modalities(browser):
-    browser.class_filter.value = "c"
+    browser.class_filter.label = "c"
     assert browser.page.max == 3
     browser.page.value = 3
     assert [label for label, _ in browser.sample.options] == ["x26 (c)", "x29 (c)"]
@@ -76,6 +83,25 @@ def test_the_most_unusual_value_of_a_sample_comes_first(cohort):
     vector_profile(cohort, "omic", 4, ax, n_columns=5)
     assert ax.get_yticklabels()[0].get_text() == "g7"
     assert ax.lines[-1].get_xdata()[0] > 4
+
+
+def test_a_class_may_be_called_all(cohort):
+    table = cohort.table.assign(**{"class": cohort.table["class"].replace("a", "all")})
+    renamed = CohortBrowser(dataclasses.replace(cohort, classes=("all", *cohort.classes[1:]), table=table), size=8)
+    renamed.class_filter.index = 1
+    assert renamed.class_filter.label == "all" and len(renamed.rows) == (table["class"] == "all").sum() < len(table)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel what a process was started with")
+@pytest.mark.parametrize("of_parent, expected", [("x", "False"), (None, "True")])
+def test_a_kernel_that_a_kernel_started_is_headless(of_parent, expected):
+    asks = "from medkd.widgets.place import is_interactive; print(is_interactive())"
+    starts = f"import os, subprocess, sys; subprocess.run([sys.executable, '-c', {asks!r}], env=os.environ | {NAMED!r})"
+    names = ("MEDKD_HEADLESS", *NAMED)
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    environment |= {} if of_parent is None else NAMED
+    done = subprocess.run([sys.executable, "-c", starts], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == expected
 
 
 @pytest.mark.parametrize("names, expected", [([], False), (["JPY_SESSION_NAME"], True), (["VSCODE_PID"], True)])

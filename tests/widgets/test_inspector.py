@@ -176,10 +176,13 @@ def test_headless_runs_get_a_figure_of_the_most_frequent_errors(predictions, coh
     monkeypatch.setenv("MEDKD_HEADLESS", "1")
     fewer = predictions[predictions["id"] != "x12"]  # one less of a as <b>
     fig = inspect_errors(fewer, cohort, maps=Maps(), size=8)
-    assert isinstance(fig, Figure) and "Toy (simulated): errors of student" in fig.get_suptitle()
+    assert isinstance(fig, Figure) and "Toy (simulated): errors of student" in fig.get_suptitle().replace("\n", " ")
     titles = [ax.get_title() for ax in fig.axes if ax.get_title()]
     assert titles[:4] == ["<b> -> c, 0.66\none of x13", "teacher: <b>\n0.66", "student: c 0.66", "two"]
     assert [title.split(",")[0] for title in titles[::4]] == ["<b> -> c"] * 2 + ["c -> a"] * 2 + ["a -> <b>"] * 2
+    fig.canvas.draw()
+    box = fig._suptitle.get_window_extent()
+    assert 0 <= box.x0 and box.x1 <= fig.bbox.x1 and box.y1 <= fig.bbox.y1
     plain, under = (ax.get_images()[0].get_array() for ax in fig.axes[:2])
     assert (plain == 9).all() and under[:2].mean() != under[-2:].mean()
     one = error_pages(fewer, cohort, method="teacher", n_cells=1, n_examples=1, size=8)
