@@ -76,9 +76,8 @@ def named_device(name: str) -> torch.device | None:
 def has_native_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 products run in hardware on this device; emulated ones are slower than float32."""
     if device.type == "cuda":
-        return (
-            bool(torch.version.hip) or torch.cuda.get_device_properties(device).major >= 8
-        )  # as torch asks, of one GPU
+        # as torch's is_bf16_supported, which asks the current GPU alone
+        return bool(torch.version.hip) or torch.cuda.get_device_properties(device).major >= 8
     try:  # oneDNN says yes to every CPU with AVX-512, and emulates what it lacks
         has = any(there for name, there in torch.cpu.get_capabilities().items() if "bf16" in name)
         return has and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -136,9 +136,8 @@ def annotated(
         ax.text(j, i, text[i][j], ha="center", va="center", color=shade, fontsize=FONT_POINTS - 2)
     many = len(column_names) > 6
     rows = [on_lines(name) for name in row_names]
-    columns = [
-        on_lines(name, NAME_LETTERS * (1 + many)) for name in column_names
-    ]  # of many on end, where there is room
+    letters = NAME_LETTERS * (1 + many)  # names of many columns stand on end, where there is room
+    columns = [on_lines(name, letters) for name in column_names]
     longest = max(len(line) for name in columns for line in name.split("\n"))
     slanted = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if longest > 6 else {}
     turned = {"rotation": 90} if longest > 2 and many else slanted

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib as mpl
@@ -14,7 +13,7 @@ from PIL import Image
 
 from medkd.data.cohort import Cohort
 from medkd.evaluation.judged import Judged
-from medkd.report.figures import image_grid
+from medkd.report.figures import image_grid, on_lines
 from medkd.report.style import FONT_POINTS, figure
 
 Maps = Callable[[pd.DataFrame, str, Sequence[int]], Mapping[str, np.ndarray]]
@@ -78,9 +77,9 @@ def error_pages(
         samples = pd.concat(groups, ignore_index=True)
         fig = _grid(judged, groups, views(judged, samples, size, maps, (beside, method), TARGETS[0]))
     title += "" if maps is None else "; maps of the predicted class"
-    lines = textwrap.wrap(title, int(14 * fig.get_figwidth()))  # letters of its size in a line of the figure
-    fig.set_figheight(fig.get_figheight() + 0.15 * (len(lines) - 1))
-    fig.suptitle("\n".join(lines), fontsize=FONT_POINTS)
+    title = on_lines(title, int(14 * fig.get_figwidth()))  # letters of its size in a line of the figure
+    fig.set_figheight(fig.get_figheight() + 0.15 * title.count("\n"))
+    fig.suptitle(title, fontsize=FONT_POINTS)
     plt.close(fig)  # the notebook shows what is returned, once
     return fig
 

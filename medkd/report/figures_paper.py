@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -259,7 +258,7 @@ def _by_method(
     n_columns = _columns(len(groups))
     for place, (ax, (method, rows)) in enumerate(zip(axes, groups, strict=True)):
         panel(rows, ax)
-        ax.set_title(textwrap.fill(method, 26), pad=FONT_POINTS + 4 if numbers else None)
+        ax.set_title(on_lines(method, 26), pad=FONT_POINTS + 4 if numbers else None)
         if outer and place % n_columns:
             ax.set_ylabel("")
             ax.tick_params(labelleft=False)

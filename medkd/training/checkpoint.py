@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from medkd import parallel
 from medkd.errors import TrainingError
 from medkd.files import digest_of, write_json, write_tensors
 
@@ -172,3 +173,17 @@ def _lay_out_like_weights(optimizer: torch.optim.Optimizer) -> None:
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def refuse_other_checkpoints(position: Position, step: Step, folder: Path, title: str) -> None:
+    """Of several processes all go on from one checkpoint; a disk of the network may show it late to some.
+
+    Raises:
+        TrainingError: in every process, if one of them has found another.
+    """
+    found = position.total_steps
+    if parallel.any_of(found != parallel.told_by_main(found), step.device):
+        raise TrainingError(
+            f"{title}: the processes found different checkpoints in {folder}, this one that of step {found}; run the "
+            "same command again once all machines see the same files"
+        )

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from medkd import parallel
 from medkd.errors import TrainingError
 from medkd.seeds import seed_for
-from medkd.training.checkpoint import Position, read_checkpoint, write_checkpoint
+from medkd.training.checkpoint import Position, read_checkpoint, refuse_other_checkpoints, write_checkpoint
 from medkd.training.finite import NotFinite, Watch, explain
 from medkd.training.progress import Progress, Teller
 from medkd.training.stop import StopRequests, stop_requests
@@ -194,7 +194,7 @@ class _Training:
         step.start(views, self.others)
         self.position = read_checkpoint(folder, step, optimizer, self.generator) or Position()
         if parallel.world_size() > 1:
-            self._refuse_other_checkpoint()
+            refuse_other_checkpoints(self.position, step, folder, title)
             views.manual_seed(self._seed_now())
             torch.manual_seed(self._seed_now() + 2)  # other units are dropped of other samples
         self.learned = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -217,8 +217,7 @@ class _Training:
         step.modules.train()
         if not len(position.order):
             position.order = self.rows[torch.randperm(len(self.rows), generator=self.generator)]
-        watch = Watch(step.device, position.step)
-        before = position.seconds
+        watch, before = Watch(step.device, position.step), position.seconds
         while position.step < self.n_steps:
             batch = position.order[position.step * self.batch_size : (position.step + 1) * self.batch_size]
             batch = parallel.own_part(batch)
@@ -272,15 +271,6 @@ class _Training:
         self.stopping = parallel.any_of(self.stop.any, self.step.device)
         overdue = time.monotonic() - self.saved > self.checkpoint_seconds
         return self.stopping or parallel.any_of(overdue, self.step.device)
-
-    def _refuse_other_checkpoint(self) -> None:
-        """Of several processes all go on from the same one; a disk of the network may show it late to some."""
-        found = self.position.total_steps
-        if parallel.any_of(found != parallel.told_by_main(found), self.step.device):
-            raise TrainingError(
-                f"{self.title}: the processes found different checkpoints in {self.folder}, this one that of step "
-                f"{found}; run the same command again once all machines see the same files"
-            )
 
     def _save(self) -> None:
         parallel.share_state(self.step.modules)

@@ -47,10 +47,8 @@ class CohortBrowser(widgets.VBox):
         self.cohort, self._n_shown = cohort, n_shown
         self._pixels = {name: source.load(size) for name, source in cohort.images.items()}
         self._part = _parts(cohort, split)
-        numbered = [
-            (EVERY, -1),
-            *((name, label) for label, name in enumerate(cohort.classes)),
-        ]  # one may be called "all"
+        # by number: a class may be called "all"
+        numbered = [(EVERY, -1), *((name, label) for label, name in enumerate(cohort.classes))]
         self.class_filter = widgets.Dropdown(options=numbered, description="class")
         parts = [EVERY, *dict.fromkeys(part for part in self._part if part)]
         self.split_filter = widgets.Dropdown(options=parts, description="split")

@@ -211,13 +211,19 @@ def test_processes_end_together_with_the_status_of_the_one_that_failed(monkeypat
         signal.signal(number, handler)
 
 
-def test_a_signal_reaches_all_processes(tmp_path):
-    work = "import os, sys, time; open(os.path.join(sys.argv[1], os.environ['RANK']), 'w'); time.sleep(60)"
-    process = subprocess.Popen([sys.executable, "-c", LOCAL, "-c", work, str(tmp_path)])
+def running(work, folder):
+    """A program in two processes that both write a file into the folder, once both have."""
+    process = subprocess.Popen([sys.executable, "-c", LOCAL, "-c", work, str(folder)])
     for _ in range(600):
-        if len(list(tmp_path.iterdir())) == 2:
+        if len(list(folder.iterdir())) == 2:
             break
         time.sleep(0.05)
+    return process
+
+
+def test_a_signal_reaches_all_processes(tmp_path):
+    work = "import os, sys, time; open(os.path.join(sys.argv[1], os.environ['RANK']), 'w'); time.sleep(60)"
+    process = running(work, tmp_path)
     process.terminate()
     assert process.wait(20) == 128 + signal.SIGTERM
 
@@ -227,11 +233,7 @@ def test_a_second_signal_ends_processes_that_heed_none(tmp_path):
         "import os, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
         "open(os.path.join(sys.argv[1], os.environ['RANK']), 'w'); time.sleep(60)"
     )
-    process = subprocess.Popen([sys.executable, "-c", LOCAL, "-c", work, str(tmp_path)])
-    for _ in range(600):
-        if len(list(tmp_path.iterdir())) == 2:
-            break
-        time.sleep(0.05)
+    process = running(work, tmp_path)
     process.terminate()
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(0.5)
