@@ -168,12 +168,12 @@ def gkm_weights(arrays: Arrays) -> None:
     main = F.cross_entropy(logits, tensor(arrays["labels"]))
     close(torch.stack(losses), arrays["losses"])
     close(main, arrays["main"])
-    soft = GradientModulation(threshold=None)
+    soft = GradientModulation(len(losses), threshold=None)
     close(soft(losses, main, features), arrays["weights_soft"][:-1])
     close(soft.last_cosine, arrays["gradient_cosine"])
     for key in (key for key in arrays if key.startswith("weights_threshold_")):
         threshold = float(key.removeprefix("weights_threshold_").replace("p", "."))
-        counted = GradientModulation(threshold=threshold)
+        counted = GradientModulation(len(losses), threshold=threshold)
         close(counted(losses, main, features), arrays[key][:-1])
 
 

@@ -45,7 +45,7 @@ def intervals(scorer: Scorer, n: int, groups: np.ndarray, *, n_resamples: int = 
 
     A class that is missing from a resample is left out of that resample's mean over classes. The calibration error
     of a resample is larger than that of all images on average (repeats add noise to every bin), so that of "ece" is
-    turned around its value (2 value - percentile, at least 0).
+    turned around its value (2 value - percentile, at least 0; its upper end is never below the value).
 
     Args:
         scorer: of the predictions, such as `medkd.evaluation.scorers.classification_scorer` makes.
@@ -71,7 +71,8 @@ def intervals(scorer: Scorer, n: int, groups: np.ndarray, *, n_resamples: int = 
     rows = {name: (values[name][0], *percentile_interval(resampled[name])) for name in values}
     if "ece" in rows:
         value, low, high = rows["ece"]
-        rows["ece"] = (value, np.maximum(0.0, 2 * value - high), 2 * value - low)  # nan stays nan
+        # nan stays nan; the bias of a well calibrated method can be larger than the spread
+        rows["ece"] = (value, np.maximum(0.0, 2 * value - high), np.maximum(value, 2 * value - low))
     return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high"])
 
 
@@ -97,7 +98,8 @@ def paired_intervals(
     Returns:
         One row a pair and metric: method, minus, metric, difference, low, high (95% percentile interval) and p_value:
         two-sided, twice the smaller share of resampled differences on one side of 0, counting one more on each side,
-        so it is never 0 (smallest: 2/(n_resamples + 1)). low, high and p_value are nan with fewer than two groups.
+        so it is never 0 (smallest: 2/(n_resamples + 1)). low, high and p_value are nan with fewer than two groups. The
+        differences of "ece" are turned around their value, as in `intervals`: the bias of two methods is not the same.
 
     Raises: as `intervals`.
     """
@@ -109,6 +111,8 @@ def paired_intervals(
         for name in names:
             difference = (values[method][name][0] - values[minus][name][0]).round(DECIMALS) + 0.0  # no -0
             each = (resampled[method][name] - resampled[minus][name]).round(DECIMALS)
+            if name == "ece":
+                each = 2 * difference - each
             rows.append((method, minus, name, difference, *percentile_interval(each), _p_value(each)))
     return pd.DataFrame(rows, columns=["method", "minus", "metric", "difference", "low", "high", "p_value"])
 

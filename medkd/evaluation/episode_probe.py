@@ -65,7 +65,7 @@ class EpisodeProbe:
         self._features, self._seed, self._by_lesion = features, seed, by_lesion
         self._options = {"C": C, "normalize": normalize}
         self._rows, self._names = pd.Index(cohort.table["id"].astype(object)), cohort.table["class"].to_numpy(object)
-        self._common = np.asarray(features[cohort.rows_of(cohort.base_classes)], np.float64)
+        self._common = np.asarray(features[cohort.base_rows()], np.float64)
         self.cohort, self.classes, self.n_episodes = cohort, tuple(cohort.rare_classes), n_episodes
         self._pool = _pool(cohort, n_pool, seed)
         self.max_shots, self.episode_classes = _enough(cohort, self._pool, by_lesion)
@@ -134,7 +134,9 @@ class EpisodeProbe:
 def _pool(cohort: Cohort, n_pool: int, seed: int) -> Cohort:
     """At most `n_pool` random images of each common class, as a cohort without pictures."""
     rng = np.random.default_rng(seed)
-    rows = [rng.permutation(cohort.rows_of([name]))[:n_pool] for name in cohort.base_classes]
+    rows = cohort.base_rows()
+    names = cohort.table["class"].to_numpy(object)[rows]
+    rows = [rng.permutation(rows[names == name])[:n_pool] for name in cohort.base_classes]
     table = cohort.table.iloc[np.sort(np.concatenate(rows))].reset_index(drop=True)
     return dataclasses.replace(cohort, table=table, images={}, vectors={}, splits=None, main="", second="")
 

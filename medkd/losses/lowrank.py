@@ -102,7 +102,7 @@ class LowRankLoss(nn.Module):
         weight: Lambda of the nuclear norm.
         mu: penalty at the start.
         max_mu: its ceiling.
-        growth: factor a call, > 1.
+        growth: factor a call, >= 1.
         kind: shrinkage, see `shrink`.
 
     Attributes:

@@ -20,11 +20,12 @@ class GradientModulation(nn.Module):
     included (1 to K + 1; 0 for a vanishing gradient), or the row sum of C. Weights move with momentum over calls.
 
     Args:
+        n_losses: K, at least 1.
         momentum: share of the earlier weights, 0 to below 1; the first call takes the raw weights.
         threshold: cosine above which two gradients agree; None for row sums.
 
     Attributes:
-        running: buffer, the current weights, shape (K,); a single nan before the first call.
+        running: buffer, the current weights, shape (K,); nan before the first call.
         last_cosine: cosines of the last call, shape (K + 1, K + 1), or None.
 
     Source:
@@ -32,12 +33,14 @@ class GradientModulation(nn.Module):
         which it multiplies by 4.
     """
 
-    def __init__(self, *, momentum: float = 0.5, threshold: float | None = 0.1) -> None:
+    def __init__(self, n_losses: int, *, momentum: float = 0.5, threshold: float | None = 0.1) -> None:
         super().__init__()
+        if n_losses < 1:
+            raise ParameterError(f"gradient modulation weighs one loss or more, got n_losses = {n_losses}")
         if not 0 <= momentum < 1:
             raise ParameterError(f"momentum of the loss weights must lie in [0, 1), got {momentum}; GMCD uses 0.5")
         self.momentum, self.threshold = momentum, threshold
-        self.register_buffer("running", torch.tensor(float("nan")))
+        self.register_buffer("running", torch.full((n_losses,), float("nan")))
         self.last_cosine: Tensor | None = None
 
     def forward(self, losses: Sequence[Tensor], main_loss: Tensor, features: Tensor) -> Tensor:
@@ -52,8 +55,13 @@ class GradientModulation(nn.Module):
             Shape (K,), float32.
 
         Raises:
-            MedkdError: if a loss does not depend on `features`.
+            MedkdError: if a loss does not depend on `features`, or `losses` are not K.
         """
+        if len(losses) != len(self.running):
+            raise MedkdError(
+                f"gradient modulation was made for {len(self.running)} losses and got {len(losses)}; make it with "
+                f"n_losses = {len(losses)}"
+            )
         gradients = [self._gradient(loss, features) for loss in (*losses, main_loss)]
         with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
             stacked = torch.stack(gradients).double() * len(features)  # (K + 1, n * d); losses are means over n

@@ -15,6 +15,7 @@ from medkd.data.cohort import Cohort
 from medkd.errors import DataError, ParameterError
 from medkd.evaluation.predict import predict
 from medkd.files import write_table
+from medkd.models.maps import MapTap
 from medkd.seeds import generator_for
 from medkd.stages.context import Context
 from medkd.stages.networks import build_network, save_trained, train_network, trained_network
@@ -63,7 +64,7 @@ class DistillationParams(OptimiserParams):
     ablations: list[Literal[tuple(ABLATIONS)]] = Field(
         [], description=f"ablations of GMCD to train: {', '.join(ABLATIONS)}", json_schema_extra={"unkeyed": True}
     )
-    temperature: float = Field(1.0, description="softening T of the KL terms", gt=0)
+    temperature: float = Field(1.0, description="softening T of the KL terms (classification)", gt=0)
     kd_weight: float = Field(1.0, description="weight a of the KL terms", ge=0)
     contrast_weight: float = Field(0.02, description="weight b of the contrastive terms", ge=0)
     n_teachers: Literal[1, 2] = Field(2, description="2: fixed teacher and own momentum copy, 1: fixed teacher only")
@@ -88,8 +89,11 @@ class DistillationParams(OptimiserParams):
 
     @classmethod
     def checked(cls, values: Mapping[str, Any]) -> Self:
-        """As `StageParams.checked`; what GMCD, or the teacher of an ablation, cannot do is refused too."""
+        """As `StageParams.checked`; what GMCD, its teacher or an ablation cannot do, or does not do, is refused too."""
         params = super().checked(values)
+        of_features = ("encoder", "width", "weights") if params.frozen else ()
+        for name in ("image_size", "frozen", *of_features):
+            params.refuse_other("teacher", name, "the teacher reads what the student is shown")
         if params.ablations or "gmcd" in params.methods:
             params.recipe("gmcd")
         mapped = [name for name in params.methods if name in BASELINES and BASELINES[name].maps]
@@ -100,6 +104,11 @@ class DistillationParams(OptimiserParams):
             )
         for name in params.ablations:
             _ablated(params, name).of("teacher")
+            if _takes_nothing_away(params, name):
+                raise ParameterError(
+                    f'{params.stage}: with these parameters the ablation "{name}" is GMCD itself under another name; '
+                    "leave it out"
+                )
         return params
 
     def recipe(self, method: str) -> Recipe:
@@ -111,11 +120,24 @@ class DistillationParams(OptimiserParams):
 def train_students(params: DistillationParams) -> dict[tuple[str, int], Run]:
     """The finished students by (method or ablation, fold); teachers they need are loaded or trained first."""
     context = Context.of(params, "teacher-student")
+    refuse_methods(context)
     return {
         (method, fold): student_run(context, method, fold)
         for fold in run_folds(context)
         for method in (*params.methods, *params.ablations)
     }
+
+
+def refuse_methods(context: Context) -> None:
+    """What compares feature maps needs a student that has some: told before any teacher is trained.
+
+    Raises:
+        ParameterError: a method of these parameters compares maps, and the student has none.
+    """
+    if any(name in BASELINES and BASELINES[name].maps for name in context.params.methods):
+        split = split_of(context, 0)
+        example = inputs_of(context, split)[0].plain(tensor_rows(split.train[:1]))
+        MapTap(build_network(context, "main", "student", 0).encoder, example).close()
 
 
 def student_run(context: Context, method: str, fold: int) -> Run:
@@ -175,6 +197,17 @@ def _ablated(params: DistillationParams, name: str) -> DistillationParams:
     """The parameters with one thing taken away, of this stage or of its teacher."""
     changes = ABLATIONS[name]
     return params.model_copy(update=changes | {"teacher": params.teacher | changes.get("teacher", {})})
+
+
+def _takes_nothing_away(params: DistillationParams, name: str) -> bool:
+    """Whether an ablation changes nothing, as far as can be seen before a given teacher is looked at."""
+    changes = ABLATIONS[name]
+    if name == "no selection" and params.task == "survival":  # an anchor is its own only positive
+        return True
+    if "teacher" in changes:
+        whole, without = params.of("teacher"), _ablated(params, name).of("teacher")
+        return not params.teacher_runs and (whole.low_rank_weight == 0 or whole == without)
+    return all(getattr(params, field) == value for field, value in changes.items())
 
 
 def _train(

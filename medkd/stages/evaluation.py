@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
@@ -26,7 +26,7 @@ from medkd.stages.self_distillation import SelfDistillationParams
 from medkd.stages.store import Run, Unit, load_or_make
 from medkd.stages.teacher import TeacherParams
 
-VERSION = 9
+VERSION = 10
 
 SITE_COLUMNS = ("site", "localization", "location", "region")
 """What a network may take for the disease: where on the body a lesion lies, as the readers' columns call it."""
@@ -54,6 +54,15 @@ class EvaluationParams(PairedParams):
     moco: dict = Field({}, description="parameters of 04_moco_url that differ from its defaults")
     pseudo_labels: dict = Field({}, description="parameters of 05_pseudo_labelling that differ from its defaults")
     self_distillation: dict = Field({}, description="parameters of 06_self_distillation that differ from its defaults")
+
+    @classmethod
+    def checked(cls, values: Mapping[str, Any]) -> Self:
+        """As `StageParams.checked`; the students that are evaluated must be those that their notebook trains."""
+        params = super().checked(values)
+        trained = [("distillation", "folds"), ("self_distillation", "k_shots"), ("self_distillation", "n_tasks")]
+        for upstream, name in trained:
+            params.refuse_other(upstream, name, "the evaluation is of the students that the stage before it trains")
+        return params
 
 
 def evaluate(params: EvaluationParams) -> Run:

@@ -10,7 +10,7 @@ import pandas as pd
 from medkd.data.registry import chain_of
 from medkd.evaluation.predict import predict
 from medkd.stages.context import Context
-from medkd.stages.distillation import METHOD_NAMES, teacher_of, train_students
+from medkd.stages.distillation import METHOD_NAMES, refuse_methods, teacher_of, train_students
 from medkd.stages.networks import trained_network
 from medkd.stages.paired import inputs_of, prediction_table, prediction_task, run_folds, split_of, tensor_rows
 from medkd.stages.store import Run
@@ -43,10 +43,12 @@ class Source(NamedTuple):
 def sources_of(params: EvaluationParams) -> list[Source]:
     """All networks that the chain compares, trained first where the store lacks them."""
     students = params.of("distillation")
-    made_by, alone = Context.of(students, "teacher-student", "vector"), Context.of(students.of("teacher"))
+    made_by = Context.of(students, "teacher-student", "vector")
+    alone = Context.of(students.of("teacher").model_copy(update={"folds": students.folds}))  # 02 may show more of them
     paired = chain_of(params.dataset, params.root) != "vector"
     sources = []
     if paired:
+        refuse_methods(made_by)
         taught_by = {fold: teacher_of(made_by, fold) for fold in run_folds(made_by)}
         sources += [Source(run, REFERENCE, "both", fold, context) for fold, (run, context) in taught_by.items()]
     sources += [

@@ -38,7 +38,7 @@ class PairedParams(StageParams):
     frozen: bool = shared(False, "keep the image encoder as it is and train on its features, computed once")
     frozen_views: int = shared(8, "augmented views of each image whose features are kept when frozen", ge=0)
     frozen_dropout: float = shared(0.5, "dropout on the features of a frozen encoder", ge=0, lt=1)
-    balanced: bool = shared(False, "weigh classes by their inverse frequency in the supervised loss")
+    balanced: bool = shared(False, "weigh classes by their inverse frequency in the supervised loss (classification)")
     precision: Literal["auto", "bfloat16", "float32"] = shared(
         "auto", '"auto": bfloat16 where the device has it natively; "float32" switches it off'
     )

@@ -125,7 +125,7 @@ class StageParams(BaseModel):
         target = self.upstream[upstream]
         self.refuse_other_split(upstream, "an upstream network might have seen test samples of this stage")
         for name in self.upstream:
-            self._refuse_other(upstream, name, f"stages of a chain share the run of {self.upstream[name].stage}")
+            self.refuse_other(upstream, name, f"stages of a chain share the run of {self.upstream[name].stage}")
         handed_on = {
             name: getattr(self, name)
             for name, field in type(self).model_fields.items()
@@ -145,9 +145,19 @@ class StageParams(BaseModel):
             ParameterError: one is different.
         """
         for name in SAME:
-            self._refuse_other(overrides, name, f"stages of a chain see one cohort and one split, or {danger}")
+            self.refuse_other(overrides, name, f"stages of a chain see one cohort and one split, or {danger}")
 
-    def _refuse_other(self, overrides: str, name: str, why: str) -> None:
+    def refuse_other(self, overrides: str, name: str, why: str) -> None:
+        """An override must have the value that this stage's parameter of the same name has.
+
+        Args:
+            overrides: name of the field that holds the upstream parameters.
+            name: of the parameter.
+            why: for the message.
+
+        Raises:
+            ParameterError: it has another.
+        """
         given = getattr(self, overrides)
         if name in given and given[name] != (own := getattr(self, name, given[name])):
             raise ParameterError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -54,6 +54,14 @@ class PseudoLabelParams(RareParams):
         "plain", description='"plain", or "aug5": five augmented views of every support image (released code)'
     )
     moco: dict = Field({}, description="parameters of 04_moco_url that differ from its defaults")
+
+    @classmethod
+    def checked(cls, values: Mapping[str, Any]) -> Self:
+        """As `StageParams.checked`; views of support images must have the size that the URL encoder reads."""
+        params = super().checked(values)
+        if params.support_views == "aug5":
+            params.refuse_other("moco", "image_size", "support views are made at the size that the features are of")
+        return params
 
 
 def label(params: PseudoLabelParams) -> dict[tuple[int, int], Run]:

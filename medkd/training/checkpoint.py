@@ -85,7 +85,9 @@ def write_checkpoint(
             f"the disk of {folder} is full: a checkpoint needs {needed / 1e6:.0f} MB; the last good one is kept, make "
             "room and run the same command again"
         ) from error
-    for _, old in _found(folder)[KEPT:]:
+    found = _found(folder)
+    refused = [old for steps, old in found if steps > position.total_steps]  # else the training had gone on from there
+    for old in [*refused, *[old for _, old in found if old not in refused][KEPT:]]:
         old.unlink()
     for tensors_file in folder.glob("checkpoint.*.safetensors"):
         if not tensors_file.with_suffix(".json").exists():  # also of a process that was killed before the small file

@@ -105,7 +105,8 @@ class DistillationStep(Step):
         self.modulation: GradientModulation | None = None
         if recipe.modulation != "none":
             threshold = recipe.modulation_threshold if recipe.modulation == "threshold" else None
-            self.modulation = GradientModulation(momentum=recipe.modulation_momentum, threshold=threshold)
+            momentum = recipe.modulation_momentum
+            self.modulation = GradientModulation(len(self.terms), momentum=momentum, threshold=threshold)
             self.modules["modulation"] = self.modulation.to(self.device)
         self.modulation_scale = SOFT_SCALE if recipe.modulation == "soft" else 1.0
         self.n_positives = 1 if exact else min(recipe.n_positives, int(torch.bincount(known).max()))

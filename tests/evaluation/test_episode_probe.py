@@ -99,6 +99,19 @@ def test_pseudo_labels_are_those_of_the_stage_and_no_query_image_is_read(cohort)
     assert probe.accuracy(3, "lr", Adaptation())["accuracy"].notna().all()
 
 
+def test_common_images_of_a_patient_who_also_has_a_rare_one_are_left_out_as_in_the_stage(cohort):
+    table = cohort.table.assign(lesion=cohort.table["patient"])
+    both = table.index[table["class"] == "a"][:20]
+    table.loc[both, "patient"] = table.loc[table["class"] == "r", "patient"].iloc[0]
+    mixed = dataclasses.replace(cohort, table=table.drop(columns="lesion"))
+    features = features_of(mixed, 2.0)
+    features[both] = np.nan
+    assert len(mixed.base_rows()) == len(mixed.rows_of(COMMON)) - len(both)
+    probe = EpisodeProbe(features, mixed, seed=5, n_episodes=2)
+    assert probe.pseudo_labels(3, 1, "lr", Adaptation())[0].notna().all(axis=None)
+    assert probe.accuracy(3, "lr", Adaptation())["accuracy"].notna().all()
+
+
 def test_accuracy_is_that_of_tasks_of_common_classes_with_an_interval_over_them(cohort):
     features, two = features_of(cohort, 1.5), dataclasses.replace(cohort, base_classes=("a", "b"))
     found = EpisodeProbe(features, two, seed=3, n_episodes=4).accuracy(2, "ridge", Adaptation()).iloc[0]
@@ -140,9 +153,10 @@ def test_k_is_limited_by_the_lesions_of_the_smallest_class(cohort):
 
 def test_patients_with_several_diseases_leave_something_to_classify_at_the_largest_k(cohort):
     shared = cohort.table.copy()
-    shared["patient"] = [f"P{i % 16}" for i in range(len(shared))]
+    kind = np.where(shared["class"].isin(RARE), "rare", "common")  # who has both is learned from by nobody
+    shared["patient"] = [f"{which}{i % 16}" for i, which in enumerate(kind)]
     probe = EpisodeProbe(features_of(cohort, 2.0), dataclasses.replace(cohort, table=shared), n_episodes=10)
-    assert probe.max_shots == 5  # 16 patients, support images of up to three classes
+    assert probe.max_shots == 5  # 16 patients, support images of up to three common classes
     assert len(probe.accuracy(5, "ridge", Adaptation())) == 3
     for task in range(10):
         probe.pseudo_labels(5, task, "ridge", Adaptation())

@@ -106,6 +106,16 @@ def test_a_frozen_encoder_is_run_once_and_its_head_is_trained(home, tmp_path, mo
         train_students(students(**frozen, methods=["at"]))
 
 
+def test_a_method_of_maps_is_refused_before_a_teacher_is_trained_for_a_student_that_has_none(home):
+    before = finished_runs(TeacherParams.stage)
+    for changes in ({"main": "omic", "second": "histology"}, {"encoder": "vit_b_16", "image_size": 32}):
+        with pytest.raises(ParameterError, match="vectors|transformer|feature maps"):
+            train_students(students(methods=["at"], **changes))
+        with pytest.raises(ParameterError, match="vectors|transformer|feature maps"):
+            evaluate(EvaluationParams(**(PAIRED | changes), distillation=TINY | {"methods": ["nst"]}, teacher=TINY))
+    assert finished_runs(TeacherParams.stage) == before
+
+
 def test_each_ablation_takes_one_thing_away(home):
     runs = train_students(students(methods=["gmcd"], ablations=list(ABLATIONS)))
     whole = runs["gmcd", 0]
@@ -115,6 +125,8 @@ def test_each_ablation_takes_one_thing_away(home):
     weights = {name: runs[name, 0].metrics["last_weights"] for name in ABLATIONS}
     assert set(weights["no GKM"].values()) == {1.0}
     assert set(weights["single teacher"]) == {"kd_teacher", "contrast_teacher"}
+    contrast = [runs[name, 0].table("history")["contrast_teacher"].iloc[0] for name in ("gmcd", "no selection")]
+    assert contrast[0] != contrast[1]  # of one start, one order and one draw of candidates
 
 
 def test_an_ablation_is_evaluated_under_its_own_name(home):

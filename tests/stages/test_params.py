@@ -9,10 +9,12 @@ from medkd.stages import (
     DistillationParams,
     EvaluationParams,
     MocoParams,
+    PseudoLabelParams,
     SelfDistillationParams,
     TeacherParams,
     stage_params,
 )
+from medkd.stages.distillation import ABLATIONS
 
 
 def test_every_parameter_is_typed_and_explained_in_the_cell():
@@ -95,6 +97,56 @@ def test_a_teacher_of_another_split_or_cohort_is_refused(given, wrong):
     with pytest.raises(ParameterError, match=wrong):
         EvaluationParams.checked(given)
     assert DistillationParams.checked({"n_folds": 4, "teacher": {"n_folds": 4}}).of("teacher").n_folds == 4
+
+
+@pytest.mark.parametrize(
+    ("stage", "given", "wrong"),
+    [
+        (
+            DistillationParams,
+            {"teacher": {"image_size": 96}},
+            "= 48; leave it out and set image_size itself",
+        ),
+        (DistillationParams, {"teacher": {"frozen": True}}, "the teacher reads what the student is shown"),
+        (
+            DistillationParams,
+            {"frozen": True, "weights": "w.pth", "encoder": "resnet18", "teacher": {"encoder": "resnet34"}},
+            "set encoder itself",
+        ),
+        (PseudoLabelParams, {"support_views": "aug5", "moco": {"image_size": 96}}, "set image_size itself"),
+        (EvaluationParams, {"distillation": {"folds": 1}}, "folds = 2; leave it out and set folds itself"),
+        (EvaluationParams, {"self_distillation": {"k_shots": [1]}}, "set k_shots itself: the evaluation is of"),
+        (EvaluationParams, {"self_distillation": {"n_tasks": 9}}, "set n_tasks itself"),
+    ],
+)
+def test_what_two_stages_must_share_is_not_set_for_one(stage, given, wrong):
+    with pytest.raises(ParameterError, match=wrong):
+        stage.checked(given)
+
+
+def test_a_teacher_may_have_another_encoder_and_labels_may_be_looked_at_for_more_shots():
+    assert DistillationParams.checked({"teacher": {"encoder": "conv4"}}).of("teacher").encoder == "conv4"
+    assert PseudoLabelParams.checked({"moco": {"image_size": 96}}).of("moco").image_size == 96
+    assert EvaluationParams.checked({"pseudo_labels": {"k_shots": [1, 5]}}).k_shots == [5]
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"modulation": "none"}, "no GKM"),
+        ({"n_teachers": 1}, "single teacher"),
+        ({"selection": "all"}, "no selection"),
+        ({"task": "survival"}, "no selection"),
+        ({"teacher": {"low_rank_weight": 0.0}}, "no M3LR"),
+        ({"teacher": {"low_rank_weight": 0}}, "no momentum views"),
+        ({"teacher": {"momentum_views": False}}, "no momentum views"),
+    ],
+)
+def test_an_ablation_that_takes_nothing_away_is_refused(given, name):
+    with pytest.raises(ParameterError, match=f'the ablation "{name}" is GMCD itself under another name'):
+        DistillationParams.checked(given | {"ablations": [name]})
+    others = [other for other in ABLATIONS if other not in ("no M3LR", "no momentum views", name)]
+    assert DistillationParams.checked(given | {"ablations": others}).ablations == others
 
 
 def test_a_second_run_of_a_stage_above_two_others_is_refused():

@@ -209,6 +209,17 @@ def test_with_both_damaged_the_run_starts_over(tmp_path, whole):
     assert resumed.n == STEPS * EPOCHS
 
 
+def test_checkpoints_that_were_refused_do_not_push_out_those_of_the_run_that_starts_over(tmp_path, whole):
+    for record in stop_with_two_checkpoints(tmp_path):
+        truncate_record(record)
+    with pytest.warns(UserWarning, match="cannot be used"), pytest.raises(Stopped):
+        train(QueueStep(3, request_stop), tmp_path, checkpoint_seconds=-1.0)
+    assert [path.stem for path in sorted(tmp_path.glob("*.json"))] == ["checkpoint.2", "checkpoint.3"]
+    resumed = QueueStep()
+    assert_equal_runs(train(resumed, tmp_path), resumed, whole)
+    assert resumed.n == STEPS * EPOCHS - 3
+
+
 def test_a_checkpoint_of_other_networks_is_told_and_nothing_of_it_is_taken(tmp_path, whole):
     stop_with_two_checkpoints(tmp_path)
     resumed = QueueStep()

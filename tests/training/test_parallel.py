@@ -88,7 +88,7 @@ def cosines(rows):
     features = torch.randn(11, 4, generator=torch.Generator().manual_seed(0))[rows].requires_grad_()
     targets = torch.randn(3, 11, 4, generator=torch.Generator().manual_seed(1))[:, rows]
     *losses, main = ((features - target).pow(2).sum(dim=1).mean() for target in targets)
-    modulation = GradientModulation()
+    modulation = GradientModulation(len(losses))
     modulation(losses, main, features)
     return modulation.last_cosine.tolist()
 

@@ -16,11 +16,13 @@ from medkd.training.distillation import DistillationStep, warn_about_small_class
 from medkd.training.inputs import ImageModality, VectorModality
 from medkd.training.loop import fit, linear_decay
 from medkd.training.recipe import GMCD_TERMS, METHODS, Recipe
+from medkd.training.stop import Stopped, request_stop
 from medkd.training.tasks import Classification, Survival
 from medkd.training.teacher import TeacherRecipe, TeacherStep
 
 CPU = torch.device("cpu")
 N, SIZE, DIM, CLASSES = 24, 8, 6, 3
+WITHOUT_MAPS = [name for name in METHODS if name not in BASELINES or not BASELINES[name].maps]
 
 
 @pytest.fixture
@@ -364,6 +366,41 @@ def test_every_method_sees_the_rows_and_first_views_that_labels_alone_see(data, 
     assert [rows for rows, _ in taught] == [rows for rows, _ in alone]
     assert all(torch.equal(*pair) for pair in zip((v for _, v in taught), (v for _, v in alone), strict=True))
     assert not torch.equal(alone[0][1], alone[3][1])
+
+
+def stepped(data, kind):
+    return teacher_step(data) if kind == "teacher" else student_step(data, kind)
+
+
+@pytest.mark.parametrize("kind", ["teacher", *WITHOUT_MAPS])
+@pytest.mark.parametrize("at", [1, 4])
+def test_a_training_that_is_stopped_goes_on_bit_for_bit_and_repeats_no_step(data, kind, at, tmp_path):
+    steps = [stepped(data, kind) for _ in range(3)]
+    counts = [0, 0, 0]
+
+    def trained(number, folder, stop_at=0):
+        after = steps[number].after_step
+
+        def counted():
+            after()
+            counts[number] += 1
+            if counts[number] == stop_at:
+                request_stop()
+
+        steps[number].after_step = counted
+        optimizer = torch.optim.Adam([p for p in steps[number].modules.parameters() if p.requires_grad], lr=0.01)
+        options = {"epochs": 2, "batch_size": 8, "schedule": linear_decay, "seed": 3, "title": kind}
+        options |= {"folder": tmp_path / folder, "select": "val_auc_macro"}
+        return fit(steps[number], torch.arange(N), optimizer, **options)
+
+    history = trained(0, "whole")
+    with pytest.raises(Stopped):
+        trained(1, "parts", at)
+    again = trained(2, "parts")
+    assert counts == [6, at, 6 - at]
+    assert history.drop(columns="seconds").equals(again.drop(columns="seconds"))
+    resumed = steps[2].modules.state_dict()
+    assert all(torch.equal(value, resumed[name]) for name, value in steps[0].modules.state_dict().items())
 
 
 class Recorded:
