@@ -48,6 +48,8 @@ def train(
             config = str(stage_config(stage, dataset, **how))
     if nodes > 1 and not address:
         fail(f"--nodes {nodes} needs --address HOST:PORT, where machine 0 can be reached", 2)
+    if node >= nodes:
+        fail(f"--node {node} is no machine of --nodes {nodes}: they are counted from 0 to {nodes - 1}", 2)
     if nodes * devices > 1:  # one process tells what is wrong itself
         with told():
             checked_stage(stage, Path(config))
@@ -70,6 +72,7 @@ def batch(
     """
     from medkd.batch.engine import SchedulerLost, is_finished, prepare, run_study
     from medkd.batch.study import Study
+    from medkd.stages import SHORT_NAMES
 
     if scheduler and (jobqueue or workers):
         fail("--scheduler names a cluster with workers of its own: leave --jobqueue and --workers out", 2)
@@ -105,4 +108,6 @@ def batch(
             f"why. Finished notebooks are kept; `medkd batch {study}` goes on from there",
             3,
         )
-    print(f"all cells of {asked.name} are finished; now: medkd report {asked.name}")
+    compared = not asked.notebooks or SHORT_NAMES["evaluation"] in asked.notebooks
+    then = f"now: medkd report {asked.name}" if compared else f"their notebooks are in reports/{asked.name}/"
+    print(f"all cells of {asked.name} are finished; {then}")

@@ -23,7 +23,8 @@ def runs_list(
     """Show the finished runs: stage, key, title, when, how long, and one metric."""
     from medkd.stages.inventory import all_runs
 
-    table = all_runs(stage)
+    with told():
+        table = all_runs(stage)
     print(table.to_string(index=False) if len(table) else "no finished runs")
 
 
@@ -62,12 +63,14 @@ def runs_gc(
     yes: Yes = False,
 ) -> None:
     """Remove unfinished runs that nobody works on, and finished ones that no report refers to."""
-    from medkd.stages.inventory import leftovers, remove
+    from medkd.stages.inventory import leftovers, remove, worked_on
 
     with told():
         found = leftovers(keep_days, time.time())
     for item in found:
         print(f"{item.folder.parent.name}/{item.folder.name}: {item.n_bytes / 1e6:.1f} MB, {item.reason}")
+    if busy := worked_on():
+        print(f"{busy[0].parent.name}/{busy[0].name} is being made: until that has ended, every finished run stays")
     total = sum(item.n_bytes for item in found) / 1e6
     print(f"{len(found)} folders, {total:.1f} MB")
     if found and not dry_run and (yes or typer.confirm("Remove them?")):

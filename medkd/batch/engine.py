@@ -91,7 +91,10 @@ def run_study(
     cells, nodes, of_cell = prepare(study)
     if not scheduler and not jobqueue:
         pick_device(study.device)
-    with alone(reports_dir() / study.name, f"study {study.name}"), _interrupted_by_signals():
+    folder = reports_dir() / study.name
+    with alone(folder, f"study {study.name}"), _interrupted_by_signals():
+        if (folder / "manifest.json").exists() and not (folder / "study.json").exists():
+            raise DataError(f"{folder} holds a report; give the study another name in its file")
         open_nodes = [node for node in nodes.values() if not is_finished(study, node)]
         board = Board(study, cells, nodes, of_cell, waiting=[node.key for node in open_nodes], say=say)
         board.save()

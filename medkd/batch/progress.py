@@ -160,7 +160,7 @@ class Board:
 
     def _finished(self, node: Node) -> dict[str, Any]:
         """State of a notebook that an earlier call finished, with the seconds it took then."""
-        state = read_state(reports_dir() / self.study.name / node.folder, node.entry)
+        state = read_state(reports_dir() / self.study.name / node.folder, node.entry.name)
         return {"state": "finished", "seconds": state.get("seconds"), "error": ""}
 
     def _where(self, key: str) -> str:

@@ -17,7 +17,7 @@ from medkd.errors import DataError, ParameterError, did_you_mean
 from medkd.report.entry import checked_name, entry_key
 from medkd.report.plan import Entry, plan
 from medkd.stages import SHORT_NAMES, stage_params
-from medkd.stages.params import absolute_files
+from medkd.stages.params import StageParams, absolute_files
 from medkd.text import word
 from medkd.yaml_file import read_yaml
 
@@ -195,13 +195,20 @@ def _check_distinct(cells: Sequence[Cell], study: str) -> None:
     """
     seen: dict[str, str] = {}
     for cell in cells:
-        given = [[each.notebook, {k: v for k, v in each.parameters.items() if k != "report"}] for each in cell.entries]
-        first = seen.setdefault(json.dumps([cell.dataset, given], sort_keys=True, default=str), cell.name)
+        given = [(each.notebook, stage_params()[each.notebook].checked(each.parameters)) for each in cell.entries]
+        given = [(notebook, _read(params)) for notebook, params in given]
+        first = seen.setdefault(json.dumps([cell.dataset, given], sort_keys=True), cell.name)
         if first != cell.name:
             raise ParameterError(
                 f"cells {first} and {cell.name} of study {study} would run the same notebooks with the same parameters "
                 "(a parameter that names its stage wins over one that does not); change one of them, or take it out"
             )
+
+
+def _read(params: StageParams) -> dict[str, Any]:
+    """All values of a stage and of those above it, whatever way they were written: 1e-3, which YAML takes for text."""
+    own = params.model_dump(mode="json", exclude={"report", *params.upstream})
+    return own | {name: _read(params.of(name)) for name in params.upstream}
 
 
 def nodes_of(cells: Sequence[Cell], fingerprints: Mapping[str, str]) -> tuple[dict[str, Node], dict[str, list[str]]]:

@@ -21,9 +21,10 @@ from medkd.data.registry import load_cohort
 from medkd.errors import DataError
 from medkd.files import unwritable, write_json, write_table
 from medkd.paths import home, reports_dir
+from medkd.report.entry import code_digest
 from medkd.report.page import versions
 from medkd.report.share import Cleaner
-from medkd.report.study import evaluation_of, read_record
+from medkd.report.study_record import digest_of_record, evaluation_of, read_record
 from medkd.stages import stage_params
 
 CODE = (
@@ -70,8 +71,8 @@ def bundle(name: str, to: Path | None = None, *, notebooks: bool = True, say: Ca
         The folder.
 
     Raises:
-        DataError: there is no such study, a cell is not finished, its report or a file that it names is missing, or the
-            folder is there already or cannot be written.
+        DataError: there is no such study, a cell is not finished, its report or a file that it names is missing, the
+            code or the study has changed since, or the folder is there already or cannot be written.
     """
     folder, record = reports_dir() / name, read_record(reports_dir() / name)
     target = reports_dir() / "bundles" / name if to is None else to
@@ -81,6 +82,13 @@ def bundle(name: str, to: Path | None = None, *, notebooks: bool = True, say: Ca
         raise DataError(f"cell {unfinished[0]} of study {name} is not finished; run `medkd batch` with its file again")
     if not (folder / "index.html").is_file():
         raise DataError(f"study {name} has no report yet; run `medkd report {name}` first")
+    if record.get("code") != code_digest():
+        raise DataError(
+            f"study {name} was run with other code than is here now; run `medkd batch` with its file and "
+            f"`medkd report {name}` again"
+        )
+    if _compared(folder / "manifest.json") != digest_of_record(record):
+        raise DataError(f"study {name} has changed since its report was made; run `medkd report {name}` again")
     if lacking := [part for part in CODE[:5] if not (home() / part).exists()]:
         raise DataError(f"{home()} has no {lacking[0]} to bundle; start medkd in the project's folder")
     try:
@@ -95,6 +103,14 @@ def bundle(name: str, to: Path | None = None, *, notebooks: bool = True, say: Ca
             raise unwritable(target.parent, error) from error
         raise  # of a file that is read, which the error names
     return target
+
+
+def _compared(manifest: Path) -> str:
+    """Of which state of the study its page is."""
+    try:
+        return json.loads(manifest.read_text())["compared"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _is_of(target: Path, error: OSError) -> bool:

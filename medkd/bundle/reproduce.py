@@ -3,7 +3,8 @@
     python3 reproduce.py [--root COHORT=FOLDER ...] [--python PROGRAM] [--workers N] [--tolerance 0.02]
 
 Needs Python 3.11 or newer, `make` and a package index, and nothing from elsewhere but the cohort's files where they are
-real (--root). With --python it takes an environment that is there. Exit status: 0 the same within the tolerance, 1 not.
+real (--root). With --python it takes an environment that is there. Exit status: 0 the same within the tolerance, 1 not,
+2 bad input, or a study that could not be run.
 
 The same code on the same processor with as many threads gives the same digits. Another number of threads (which follows
 from --workers, see `medkd batch`) or another processor sums in another order: small differences that training enlarges.
@@ -38,7 +39,16 @@ def main() -> int:
         name, _, folder = root.partition("=")
         if not name or not Path(folder).is_dir() or not folder:
             parser.error(f"--root {root}: write the name of a cohort, = and a folder that is there")
-    made = Path(options.compare_only or run_study(options.root, options.python, options.workers))
+        known = re.findall(r"dataset: (\S+)", (HERE / "study.yaml").read_text(encoding="utf-8"))
+        if name not in known:
+            parser.error(f"--root {root}: the study has no cohort {name}; it has {', '.join(known)}")
+        if (place := HERE / "data" / name).exists() and not place.is_symlink():
+            parser.error(f"--root {root}: {place} is there already; leave --root out to read it, or move it away")
+    try:
+        made = Path(options.compare_only or run_study(options.root, options.python, options.workers))
+    except subprocess.CalledProcessError as error:
+        print(f"{' '.join(map(str, error.cmd))} ended with status {error.returncode}", file=sys.stderr)
+        return 2
     return compare(HERE / "report" / "tables", made / "tables", options.tolerance)
 
 

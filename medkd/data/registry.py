@@ -153,7 +153,8 @@ def _required(name: str, entry: Entry, root: str) -> str:
     if not root:
         raise DataError(
             f"{name} needs root, the folder with the files of {entry.title} ({entry.source}): "
-            f"`medkd data fetch {name}` gets them, or says how; then give --root FOLDER"
+            + ("" if name == "own" else f"`medkd data fetch {name}` gets them, or says how; then ")
+            + "give --root FOLDER"
         )
     return root
 

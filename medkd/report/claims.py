@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from medkd.data.cohort import Cohort
 from medkd.errors import ParameterError
 from medkd.evaluation.comparison import BASE, differences
 from medkd.evaluation.words import metric_words
+from medkd.files import key_of
 from medkd.report.artifacts import Artifacts
 from medkd.report.page import OF_DIFFERENCES
 
@@ -70,6 +72,16 @@ def claim_table(
     return found.merge(own[[*key, "mean", "SD", "parts", "n"]], on=key, how="left")[list(COLUMNS)]
 
 
+def table_names(references: Sequence[str]) -> dict[str, str]:
+    """Names of the references' tables, of letters, digits and dots; those that would be alike end in a checksum."""
+    plain = {name: re.sub(r"[^A-Za-z0-9.]+", "_", name).strip("_.") for name in references}
+    often = Counter(plain.values())
+    return {
+        name: f"against_{told}" if told and often[told] == 1 else f"against_{told}_{key_of(name, 6)}"
+        for name, told in plain.items()
+    }
+
+
 def seeds_of(predictions: pd.DataFrame) -> int:
     """How many seeds the parts of a study are of, which are named "seed/part"."""
     return predictions["part"].str.partition("/")[0].nunique()
@@ -93,7 +105,9 @@ def tell_claims(
     """
     methods = [str(method) for method in pd.unique(predictions["method"])]
     asked = {"metrics": metrics, "level": level, "tasks": bool(cohort.rare_classes), "n_resamples": n_resamples}
-    for reference in references or [BASE if BASE in methods else methods[0]]:
+    references = references or [BASE if BASE in methods else methods[0]]
+    names = table_names(references)
+    for reference in references:
         table = claim_table(predictions, summary, reference, **asked)
         if table.empty:
             continue
@@ -104,7 +118,7 @@ def tell_claims(
             "each fold, task and seed, with Student's interval"
             + (", but for folds of several seeds, which test the same patients." if seeds_of(predictions) > 1 else ".")
         )
-        name = f"against_{re.sub(r'[^A-Za-z0-9.]+', '_', reference).strip('_.')}"
+        name = names[reference]
         out.table(table, name, caption, formats=OF_DIFFERENCES, summary=True)
         first = table[table["metric"] == metrics[0]].assign(minus=reference)
         n_of = first.groupby("setting", sort=False)["n"].max()

@@ -15,14 +15,14 @@ import medkd
 from medkd.errors import DataError, ParameterError
 from medkd.files import PLAIN_NAME, existing_notebook, locked, unwritable, write_json
 from medkd.paths import home
-from medkd.report.index import index_file, load_index, replaced
+from medkd.report.index import index_file, load_index, replaced, state_file
 
 if TYPE_CHECKING:  # what plans waits for torch and what runs for papermill, each seconds that the other need not wait
     from medkd.data.cohort import Cohort
     from medkd.report.notebooks import NotebookFailure
     from medkd.report.plan import Entry
 
-RESERVED = ("runs", "exports", "bundles", "published")
+RESERVED = ("runs", "exports", "bundles", "published", "interactive")
 """Folders under reports/ that hold other things."""
 
 
@@ -44,7 +44,7 @@ def run_entry(
     from medkd.report.notebooks import NotebookFailure, export_html, run_notebook
 
     start = time.monotonic()
-    _state_path(folder, entry).unlink(missing_ok=True)  # a killed run must not pass for the one before it
+    state_file(folder, entry.name).unlink(missing_ok=True)  # a killed run must not pass for the one before it
     record = {"name": entry.name, "key": key, "parameters": entry.parameters}
     output = _executed(folder, entry)
     failure: NotebookFailure | None = None
@@ -65,7 +65,7 @@ def run_entry(
     if output.exists():
         export_html(output, output.with_suffix(".html"))
         record["html"] = f"notebooks/{entry.name}.html"
-    write_json(_state_path(folder, entry), record)
+    write_json(state_file(folder, entry.name), record)
     return record, failure
 
 
@@ -183,10 +183,6 @@ def source_of(entry: Entry) -> Path:
     return existing_notebook(home() / "notebooks" / f"{entry.notebook}.ipynb")
 
 
-def _state_path(folder: Path, entry: Entry) -> Path:
-    return folder / "notebooks" / f"{entry.name}.json"
-
-
 def _executed(folder: Path, entry: Entry) -> Path:
     return folder / "notebooks" / f"{entry.name}.ipynb"
 
@@ -195,7 +191,7 @@ def is_good(folder: Path, entry: Entry, key: str) -> bool:
     """Whether the notebook finished with this key, and what it made is still there: its output, its index, its runs."""
     from medkd.stages.store import missing
 
-    state = read_state(folder, entry)
+    state = read_state(folder, entry.name)
     if state.get("state") != "finished" or state.get("key") != key or not _executed(folder, entry).is_file():
         return False
     try:
@@ -206,10 +202,10 @@ def is_good(folder: Path, entry: Entry, key: str) -> bool:
         return False
 
 
-def read_state(folder: Path, entry: Entry) -> dict[str, Any]:
-    """What `run_entry` wrote of a notebook, {} if it was not run."""
+def read_state(folder: Path, name: str) -> dict[str, Any]:
+    """What `run_entry` wrote of the notebook of an entry, {} if it was not run, or by hand since."""
     try:
-        state = json.loads(_state_path(folder, entry).read_text())
+        state = json.loads(state_file(folder, name).read_text())
     except (FileNotFoundError, ValueError):
         return {}
     return state if isinstance(state, dict) else {}

@@ -12,8 +12,12 @@ from medkd.errors import DataError
 
 
 def forget(folder: Path, stage: str) -> None:
-    """Forget what an earlier execution of the stage left, so that nothing of it stands beside what this one makes."""
-    index_file(folder, stage).unlink(missing_ok=True)
+    """Forget what an earlier execution of the stage left, so that nothing of it stands beside what this one makes.
+
+    Also that it finished: what is made now counts for a report only where the report itself makes it.
+    """
+    for path in (index_file(folder, stage), state_file(folder, stage)):
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -70,6 +74,11 @@ def _files(folder: Path, stages: list[str]) -> set[str]:
 def index_file(folder: Path, stage: str) -> Path:
     """Where the index of a stage lies."""
     return Path(folder) / "index" / f"{stage}.json"
+
+
+def state_file(folder: Path, stage: str) -> Path:
+    """Where a report notes how its notebook of a stage ended."""
+    return Path(folder) / "notebooks" / f"{stage}.json"
 
 
 def _index_files(folder: Path) -> list[Path]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medkd.errors import DataError
 from medkd.files import write_json
 from medkd.models.device import pick_device
 from medkd.paths import reports_dir
@@ -48,7 +49,7 @@ def run_report(
         The path of `index.html`.
 
     Raises:
-        ParameterError, DataError: before any notebook starts.
+        ParameterError, DataError: before any notebook starts; the latter also if a study has this name.
         NotebookFailure: a notebook failed; the page is built from what finished, with the failure on top.
     """
     entries = plan(
@@ -66,6 +67,8 @@ def run_report(
         source_of(entry)
     folder = reports_dir() / checked_name(name)
     with alone(folder, f"report {name}"):
+        if (folder / "study.json").exists():
+            raise DataError(f"{folder} holds a study; give the report another --name")
         return _run(folder, entries, cohorts, seed, cell_timeout, say)
 
 
@@ -84,7 +87,7 @@ def _run(
         key = entry_key(entry, cohorts[entry.dataset].shown)
         if is_good(folder, entry, key):
             say(f"{label}: up to date")
-            done.append(read_state(folder, entry))
+            done.append(read_state(folder, entry.name))
             continue
         say(f"{label}: running")
         record, failure = run_entry(folder, entry, key, cell_timeout=cell_timeout)

@@ -11,6 +11,7 @@ from typing import Any
 
 from medkd import paths
 from medkd.errors import DataError
+from medkd.report.entry import read_state
 from medkd.report.index import read_index
 from medkd.report.page import build_page
 from medkd.stages.params import FILES
@@ -45,13 +46,20 @@ def share(name: str, target: Path) -> Path:
         `target`.
 
     Raises:
-        DataError: there is no finished report of that name, or its manifest is damaged.
+        DataError: there is no finished report of that name, its manifest is damaged, or a notebook was run by hand
+            into its folder since.
     """
     folder = paths.reports_dir() / name
     manifest = _manifest(folder / "manifest.json")
     of_study = "study" in manifest
     ran = [notebook["name"] for notebook in manifest["notebooks"]]
     stages = [f"study.{dataset}" for dataset in manifest["cohorts"]] if of_study else ran
+    finished = [] if of_study else [each["name"] for each in manifest["notebooks"] if each["state"] == "finished"]
+    if by_hand := [stage for stage in finished if not read_state(folder, stage)]:
+        raise DataError(
+            f"{by_hand[0]} was run by hand into {folder} since the report was made; run `medkd report` again, with its "
+            "options"
+        )
     clean = Cleaner(_places(manifest))
     entries = [entry for entry in read_index(folder) if entry["stage"] in stages]
     kept = [entry for entry in entries if not entry.get("photographs")]

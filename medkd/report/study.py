@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from medkd.errors import DataError
 from medkd.evaluation.comparison import by_part, differences, is_survival, summarise
 from medkd.evaluation.words import metric_words
 from medkd.files import write_json
-from medkd.paths import reports_dir, runs_dir
+from medkd.paths import reports_dir
 from medkd.report.artifacts import Artifacts
 from medkd.report.claims import seeds_of, tell_claims
 from medkd.report.figures_results import over_parts
@@ -24,12 +22,10 @@ from medkd.report.index import read_index, replaced
 from medkd.report.looks import class_figures, confusion_or_survival, risk_curves_by_method
 from medkd.report.page import build_page, versions
 from medkd.report.pooling import Evaluated, comparison_table, of_all_conditions, pooled_predictions, runs_behind
-from medkd.stages.store import load_folder
+from medkd.report.study_record import EVALUATION, digest_of_record, evaluation_of, read_record
 from medkd.text import word
 from medkd.training.recipe import GMCD_TERMS
 
-REPLICATES = ("seed",)
-"""What is varied to see the spread; cells that differ in these alone are one condition."""
 METRICS = ("balanced_accuracy", "auc_macro", "accuracy", "f1_macro")
 STAGE_NAMES = {"02_teacher_training": "teachers", "03_distillation": "students", "04_moco_url": "MoCo"}
 STAGE_NAMES |= {"06_self_distillation": "self-distillation", "06_baselines": "comparison methods"}
@@ -52,6 +48,11 @@ def build_study_report(name: str, *, n_resamples: int = 2000, say: Callable[[str
     """
     folder = reports_dir() / name
     record = read_record(folder)
+    if not any(each["notebook"] == EVALUATION for cell in record["cells"] for each in cell["notebooks"]):
+        raise DataError(
+            f"study {name} has no cell that runs {EVALUATION}, so there is nothing to compare; its notebooks are in "
+            f"{folder}/CELL/notebooks"
+        )
     with replaced(folder, [index.stem for index in (folder / "index").glob("study.*.json")]):
         cohorts = _compare_cells(folder, record, n_resamples, say)
     if not cohorts:
@@ -68,7 +69,8 @@ def _compare_cells(
     roots = {cohort["dataset"]: cohort["root"] for cohort in record["study"]["cohorts"]}
     for dataset in dict.fromkeys(cell["dataset"] for cell in record["cells"]):
         cells = [cell for cell in record["cells"] if cell["dataset"] == dataset]
-        evaluated = [found for cell in cells if (found := evaluation_of(folder, cell, names)) is not None]
+        seed = record["study"].get("parameters", {}).get("seed", record["study"].get("seed", ""))
+        evaluated = [found for cell in cells if (found := evaluation_of(folder, cell, names, seed)) is not None]
         say(f"{dataset}: {len(evaluated)} of {len(cells)} cells are evaluated")
         if evaluated:
             cohorts[dataset] = load_cohort(dataset, roots[dataset])
@@ -193,54 +195,6 @@ def _draw_training(evaluated: list[Evaluated], cohort: Cohort, out: Artifacts) -
         out.drawn("singular values", spectrum, "singular_values", caption)
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """What `medkd batch` wrote of a study: name, study, cells.
-
-    Raises:
-        DataError: there is none.
-    """
-    try:
-        return json.loads((folder / "study.json").read_text())
-    except ValueError as error:
-        raise DataError(
-            f"{folder / 'study.json'} is damaged ({error}); run `medkd batch` with its file again"
-        ) from None
-    except FileNotFoundError:
-        studies = sorted(path.parent.name for path in reports_dir().glob("*/study.json"))
-        known = f"there are {', '.join(studies)}" if studies else "there are none yet"
-        raise DataError(
-            f"there is no study {folder.name} in {folder.parent} ({known}); run `medkd batch` with its file first"
-        ) from None
-
-
-def evaluation_of(folder: Path, cell: Mapping[str, Any], names: Iterable[str] = ()) -> Evaluated | None:
-    """The cell's evaluation, None if it is not finished.
-
-    Args:
-        folder: of the study.
-        cell: of its record.
-        names: parameters that any cell sets; of "teacher.epochs" the condition tells "epochs", if no other ends so.
-
-    Raises:
-        DataError: it is finished, and its run is gone.
-    """
-    last = cell["notebooks"][-1]
-    if last["state"] != "finished" or last["notebook"] != "07_evaluation":
-        return None
-    index = folder / last["folder"] / "index" / f"07_evaluation.{cell['dataset']}.json"
-    (key,) = json.loads(index.read_text())["runs"]
-    run = load_folder(runs_dir() / "07_evaluation" / key)
-    if run is None:
-        raise DataError(f"run {key} of cell {cell['name']} is gone from the run store; run `medkd batch` again")
-    varied = {name: value for name, value in cell["parameters"].items() if name not in REPLICATES}
-    ends = Counter(name.rpartition(".")[2] for name in {*names, *varied})
-    short = {name: end if ends[end := name.rpartition(".")[2]] == 1 else name for name in varied}
-    told = ", ".join(f"{short[name]}={word(value)}" for name, value in varied.items())
-    condition = cell.get("title") or told
-    replicate = ",".join(str(cell["parameters"].get(name, "")) for name in REPLICATES)
-    return Evaluated(cell["name"], condition, replicate, run)
-
-
 def _page(folder: Path, record: Mapping[str, Any], cohorts: Mapping[str, Cohort]) -> Path:
     notebooks = [
         {
@@ -256,6 +210,7 @@ def _page(folder: Path, record: Mapping[str, Any], cohorts: Mapping[str, Cohort]
     study = {name: word(value) for name, value in record["study"].items() if name != "cohorts"}
     manifest = {
         "report": record["name"],
+        "compared": digest_of_record(record),
         "simulated": any(cohort.simulated for cohort in cohorts.values()),
         "versions": versions(),
         "study": study,

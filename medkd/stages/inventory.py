@@ -11,9 +11,10 @@ from typing import Any
 
 import pandas as pd
 
-from medkd.errors import DataError
+from medkd.errors import DataError, ParameterError
 from medkd.files import locked, walk_once
 from medkd.paths import reports_dir, runs_dir
+from medkd.stages import SHORT_NAMES
 from medkd.stages.store import Run, load_folder, with_upstream
 
 HEADLINES = ("val_balanced_accuracy", "val_auc_macro", "val_c_index", "val_accuracy", "knn_balanced_accuracy")
@@ -40,8 +41,16 @@ def all_runs(stage: str = "") -> pd.DataFrame:
     """Finished runs: stage, key, title, finished, seconds and one metric each, oldest first.
 
     Args:
-        stage: name of a stage, or its beginning ("02"); empty for all.
+        stage: name of a stage, its short name ("teacher"), or its beginning ("02"); empty for all.
+
+    Raises:
+        ParameterError: no stage is called so.
     """
+    stage = SHORT_NAMES.get(stage, stage)
+    known = sorted({*SHORT_NAMES.values(), *(path.name for path in runs_dir().glob("*") if path.is_dir())})
+    if not any(name.startswith(stage) for name in known):
+        short = ", ".join(SHORT_NAMES)
+        raise ParameterError(f'there is no stage "{stage}"; there are {", ".join(known)}, in short {short}')
     rows = []
     for path in sorted(runs_dir().glob("*/*/run.json")):
         if not path.parts[-3].startswith(stage) or (run := load_folder(path.parent)) is None:
@@ -83,6 +92,8 @@ def compared(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
 def leftovers(keep_days: float = 0.0, now: float = 0.0) -> list[Leftover]:
     """Folders that no report and no other run that is kept refers to, and unfinished ones that nobody works on.
 
+    While a training runs, every finished run stays: what it stands on is noted at its end only.
+
     Args:
         keep_days: leave what was changed in so many days.
         now: present time in seconds since 1970; only with `keep_days`.
@@ -94,17 +105,22 @@ def leftovers(keep_days: float = 0.0, now: float = 0.0) -> list[Leftover]:
         raise DataError(
             f"{', '.join(busy)} is running, and which runs it needs is known at its end only; wait for it, or stop it"
         )
-    needed = with_upstream(_keys_in_reports())
+    needed, training = with_upstream(_keys_in_reports()), bool(worked_on())
     found = []
     for folder in sorted(path for path in runs_dir().glob("*/*") if path.is_dir()):
         finished = (folder / "run.json").is_file()
-        if (finished and folder.name in needed) or _is_locked(folder):
+        if (finished and (training or folder.name in needed)) or _is_locked(folder):
             continue
         if keep_days and now - folder.stat().st_mtime < keep_days * 86400:
             continue
         n_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         found.append(Leftover(folder, n_bytes, "no report refers to it" if finished else UNFINISHED))
     return found
+
+
+def worked_on() -> list[Path]:
+    """Folders of runs that are being made at this moment."""
+    return [folder for folder in sorted(runs_dir().glob("*/*")) if _is_locked(folder)]
 
 
 def remove(items: Sequence[Leftover]) -> list[Leftover]:

@@ -30,6 +30,9 @@ def main() -> None:
         if parallel.is_main() or isinstance(error, TrainingError):  # which the process alone knows that met it
             print(f"medkd: {error}", file=sys.stderr, flush=True)
         _end(3 if isinstance(error, TrainingError) else 2)
+    except OSError as error:  # as the other commands tell it
+        print(f"medkd: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr, flush=True)
+        _end(2)
     except KeyboardInterrupt:
         if parallel.is_main():
             print(f"medkd: interrupted; {GO_ON}", file=sys.stderr, flush=True)

@@ -347,6 +347,10 @@ def test_a_study_that_runs_already_or_has_no_folder_is_refused(project):
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(DataError, match="another process runs study study already"):
             run_here(path)
+    (project / "reports" / "taken").mkdir()
+    (project / "reports" / "taken" / "manifest.json").write_text("{}")
+    with pytest.raises(DataError, match="taken holds a report; give the study another name in its file"):
+        run_here(study_file(project, "taken"))
     (project / "reports" / "other").write_text("a file")
     with pytest.raises(DataError, match="other cannot be written to .*give it write permission"):
         run_here(study_file(project, "other"))

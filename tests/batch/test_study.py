@@ -151,6 +151,9 @@ def test_a_cell_may_have_a_name_of_its_own(tmp_path):
     [
         ({"parameters": {"teacher.epochs": 30}, "grid": {"epochs": [3, 4]}}, r"epochs=3 and .*epochs=4"),
         ({"grid": None, "cells": [{"name": "a", "seed": 1}, {"name": "b", "seed": 1}]}, r"a\+seed=1 and .*b\+seed=1"),
+        ({"grid": {"teacher.lr": ["2e-3", 0.002]}}, r"lr=2e-3 and .*lr=0.002"),
+        ({"grid": {"seed": [0.0, 0]}}, r"seed=0.0 and .*seed=0"),
+        ({"grid": {"teacher.lr": ["2e-3", 0.002]}, "notebooks": ["03_distillation"]}, r"lr=2e-3 and .*lr=0.002"),
     ],
 )
 def test_cells_that_would_run_the_same_are_refused(tmp_path, changes, names):

@@ -21,7 +21,9 @@ from medkd.data.episodes import draw_task
 from medkd.data.folds import split_rows
 from medkd.errors import DataError
 from medkd.files import write_json
+from medkd.report.entry import code_digest
 from medkd.report.share import Cleaner
+from medkd.report.study_record import digest_of_record
 from medkd.stages import stage_params
 from medkd.stages.store import Unit, load_or_make
 
@@ -72,6 +74,7 @@ def compared(tmp_path):
     expected = tmp_path / "bundle" / "report" / "tables"
     expected.mkdir(parents=True)
     (expected / "study.csv").write_text("method,auc\nKD,0.500\nGMCD,0.625\n")
+    (tmp_path / "bundle" / "study.yaml").write_text("cohorts:\n- dataset: milk10k\n  root: data/milk10k\n")
     script = shutil.copy(reproduce.__file__, tmp_path / "bundle" / "reproduce.py")
 
     def compare(text, *arguments):
@@ -120,8 +123,21 @@ def test_what_would_compare_nothing_or_has_no_folder_does_not_pass(compared, tmp
     (tmp_path / "bundle" / "report" / "tables" / "study.csv").unlink()
     code, said = compared("method,auc\n")
     assert code == 1 and "holds no tables to compare with" in said
-    for root in ("milk10k", "milk10k=", f"milk10k={tmp_path}/none", f"={tmp_path}"):
+    for root in ("milk10k", "milk10k=", f"milk10k={tmp_path}/none", f"={tmp_path}", f"milk={tmp_path}"):
         assert compared("", "--root", root) == (2, ""), root
+    assert compared("", "--root", f"milk10k={tmp_path}")[0] == 1
+    (tmp_path / "bundle" / "data" / "milk10k").mkdir(parents=True)
+    assert compared("", "--root", f"milk10k={tmp_path}") == (2, "")
+
+
+def test_a_study_that_cannot_be_run_again_is_no_difference(compared, tmp_path):
+    (tmp_path / "bundle" / "name.txt").write_text("night\n")
+    failing = tmp_path / "python"
+    failing.write_text("#!/bin/sh\nexit 3\n")
+    failing.chmod(0o755)
+    line = [sys.executable, "-I", tmp_path / "bundle" / "reproduce.py", "--python", failing]
+    ended = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2 and "ended with status 3" in ended.stderr and "Traceback" not in ended.stderr
 
 
 def test_a_study_that_cannot_be_bundled_is_refused_in_one_sentence(project, tmp_path):
@@ -138,6 +154,16 @@ def test_a_study_that_cannot_be_bundled_is_refused_in_one_sentence(project, tmp_
         assemble.bundle("night")
     with pytest.raises(DataError, match="is there already"):
         assemble.bundle("night", tmp_path)
+    (folder / "index.html").touch()
+    (folder / "study.json").write_text(json.dumps(record | {"cells": [], "code": "0" * 16}))
+    with pytest.raises(DataError, match="was run with other code than is here now; run `medkd batch`"):
+        assemble.bundle("night")
+    record |= {"cells": [], "code": code_digest()}
+    (folder / "study.json").write_text(json.dumps(record))
+    for manifest in ("{}", "", json.dumps({"compared": digest_of_record(record | {"study": {"seed": 1}})})):
+        (folder / "manifest.json").write_text(manifest)
+        with pytest.raises(DataError, match="has changed since its report was made; run `medkd report night` again"):
+            assemble.bundle("night")
 
 
 def notebook_of(root, picture="AB/ab/cd/+x=="):
@@ -204,9 +230,11 @@ def study(code):
     write_json(folder / "c" / "notebooks" / f"{name}.json", {"parameters": given | {"weights": "imagenet"}})
     told = {"cohorts": [{"dataset": "phantom-glioma", "root": ""}], "grid": {"encoder": ["a"]}, "cells": []}
     told["parameters"] = {"split_file": given["split_file"], "teacher.weights": "w.safetensors", "weights": "imagenet"}
-    each = {"notebook": "02_teacher_training", "folder": "c", "state": "finished"}
+    each = {"notebook": "02_teacher_training", "node": "x", "folder": "c", "state": "finished"}
     cell = {"name": "c", "dataset": "phantom-glioma", "state": "finished", "notebooks": [each], "parameters": {}}
-    write_json(folder / "study.json", {"name": "night", "study": told, "cells": [cell]})
+    record = {"name": "night", "study": told, "code": code_digest(), "cells": [cell]}
+    write_json(folder / "study.json", record)
+    write_json(folder / "manifest.json", {"compared": digest_of_record(record)})
     return folder
 
 

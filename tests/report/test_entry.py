@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import pandas as pd
 import pytest
 
 from medkd.data.phantoms import glioma
@@ -9,7 +10,7 @@ from medkd.files import write_json
 from medkd.report import entry as entries
 from medkd.report.plan import plan
 from medkd.report.session import begin
-from medkd.stages import TeacherParams
+from medkd.stages import TeacherParams, stage_params
 from medkd.stages.store import Unit, load_or_make
 
 
@@ -81,3 +82,16 @@ def test_what_a_notebook_draws_is_marked_where_its_cohort_is_simulated(project, 
     monkeypatch.setattr("medkd.report.session.cohort_for", lambda params: cohort)
     _, out = begin(TeacherParams())
     assert out.simulated is simulated
+
+
+def test_a_notebook_that_was_run_by_hand_into_a_report_no_longer_counts_as_its_own(project):
+    entry = plan(["phantom-glioma"], report="r", overrides={})[0]
+    folder = project / "reports" / "r"
+    for place, content in {"notebooks": {"state": "finished", "key": "k", "index": True}, "index": {}}.items():
+        (folder / place).mkdir(parents=True)
+        write_json(folder / place / f"{entry.name}.json", content)
+    (folder / "notebooks" / f"{entry.name}.ipynb").touch()
+    assert entries.is_good(folder, entry, "k")
+    _, out = begin(stage_params()[entry.notebook].checked({"report": "r"}))
+    out.table(pd.DataFrame({"n": [1]}), "n", "Of a run by hand.")
+    assert not entries.is_good(folder, entry, "k")

@@ -16,6 +16,7 @@ from medkd.cli import app
 from medkd.errors import DataError
 from medkd.files import write_json
 from medkd.report.artifacts import Artifacts
+from medkd.report.index import state_file
 from medkd.report.share import Cleaner, share
 
 STAGE = "07_evaluation.isic2018"
@@ -49,7 +50,16 @@ def report(tmp_path, monkeypatch):
             },
         },
     )
+    state_file(folder, STAGE).parent.mkdir()
+    write_json(state_file(folder, STAGE), {"state": "finished"})
     return folder
+
+
+def test_a_report_into_which_a_notebook_was_run_by_hand_is_not_given_away(report, tmp_path):
+    state_file(report, STAGE).unlink()
+    with pytest.raises(DataError, match=f"{STAGE} was run by hand into .*run `medkd report` again"):
+        share("isic2018", tmp_path / "x.html")
+    assert not (tmp_path / "x.html").exists()
 
 
 def test_photographs_links_and_folders_stay_at_home(report, tmp_path):

@@ -1,6 +1,7 @@
 """The report of a study, from evaluations written by hand; nothing is trained."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -10,9 +11,10 @@ from typer.testing import CliRunner
 from medkd.cli import app
 from medkd.data.own_schema import infer, write_schema
 from medkd.errors import DataError, ParameterError
-from medkd.files import write_table
+from medkd.files import write_json, write_table
 from medkd.paths import reports_dir, runs_dir
-from medkd.report.index import read_index
+from medkd.report.claims import table_names
+from medkd.report.index import forget, index_file, read_index, state_file
 from medkd.report.paper import redraw
 from medkd.report.pooling import Evaluated, comparison_table, pooled_predictions
 from medkd.report.share import share
@@ -69,6 +71,8 @@ def study(project):
             index = reports_dir() / "try" / name / "index" / "07_evaluation.own.json"
             index.parent.mkdir(parents=True)
             index.write_text(json.dumps({"entries": [], "metrics": {}, "runs": [run.key]}))
+            state_file(reports_dir() / "try" / name, index.stem).parent.mkdir()
+            write_json(state_file(reports_dir() / "try" / name, index.stem), {"key": "x", "state": "finished"})
             notebook = {"notebook": "07_evaluation", "node": "x", "folder": name, "state": "finished"}
             cells.append(
                 {
@@ -283,6 +287,57 @@ def test_nothing_of_an_earlier_comparison_stands_in_the_page_or_the_folder(study
     assert [name for name in names if name.startswith("against")] == ["against_GMCD_low_rank_weight_0"]
     tables = [path.name for path in (study / "tables").glob("*against*.csv")]
     assert tables == ["study.own-against_GMCD_low_rank_weight_0.csv"]
+
+
+def test_references_of_nearly_one_name_have_a_table_each(study):
+    assert table_names(["x=1", "CE only"]) == {"x=1": "against_x_1", "CE only": "against_CE_only"}
+    for alike in (["x=1", "x=-1"], ["[+ mean teacher]", "[mean teacher]"], ["Bär [α]", "Bär [β]"], ["α"]):
+        names = table_names(alike)
+        assert len(set(names.values())) == len(alike)
+        assert all(re.fullmatch(r"against_[A-Za-z0-9_.]*_[0-9a-f]{6}", name) for name in names.values())
+
+
+def test_a_cell_without_a_seed_of_its_own_has_the_studys(study):
+    """Grid over seeds, and a further cell: it is compared on the seed that it ran with."""
+    record = json.loads((study / "study.json").read_text())
+    del record["cells"][3]["parameters"]["seed"], record["cells"][2]
+    record["study"]["seed"] = 1
+    (study / "study.json").write_text(json.dumps(record))
+    said = []
+    build_study_report("try", n_resamples=20, say=said.append)
+    assert said[1] == "compared are the seeds that all conditions have finished: 1"
+    table = pd.read_csv(study / "tables" / "study.own-comparison_accuracy.csv").set_index("method")
+    assert set(table.index) == {"CE only", "GMCD [low_rank_weight=0]", "GMCD [low_rank_weight=0.1]"}
+
+
+def test_what_was_run_by_hand_into_a_cell_is_not_taken_for_the_studys(study):
+    cell = json.loads((study / "study.json").read_text())["cells"][0]
+    forget(study / cell["name"], "07_evaluation.own")
+    with pytest.raises(DataError, match=r"07_evaluation of cell own\+weight=0\+seed=0 was run by hand since"):
+        build_study_report("try", say=lambda line: None)
+
+
+@pytest.mark.parametrize("damage", ["x", "[]", "{}", '"text"'])
+def test_damaged_records_and_indexes_are_told(study, damage):
+    cell = json.loads((study / "study.json").read_text())["cells"][0]
+    index_file(study / cell["name"], "07_evaluation.own").write_text(damage if damage != "[]" else '{"runs": []}')
+    if damage in ("x", "[]"):
+        with pytest.raises(DataError, match="is not readable JSON|is gone from the run store"):
+            build_study_report("try", say=lambda line: None)
+    (study / "study.json").write_text(damage)
+    with pytest.raises(DataError, match=r"study\.json is damaged .*run `medkd batch` with its file again"):
+        build_study_report("try")
+
+
+def test_a_study_without_evaluations_has_nothing_to_compare_and_a_cohort_is_no_study(study):
+    record = json.loads((study / "study.json").read_text())
+    for cell in record["cells"]:
+        cell["notebooks"][0]["notebook"] = "02_teacher_training"
+    (study / "study.json").write_text(json.dumps(record))
+    with pytest.raises(DataError, match="study try has no cell that runs 07_evaluation"):
+        build_study_report("try")
+    with pytest.raises(DataError, match="of the cohort: `medkd report --dataset phantom-glioma`"):
+        build_study_report("phantom-glioma")
 
 
 def test_ties_are_methods_whose_interval_to_the_best_holds_zero():

@@ -87,6 +87,23 @@ def test_unfinished_folders_go_unless_somebody_works_on_them(runs):
     assert names(unfinished) == ["aaaa"]
 
 
+def test_while_a_training_runs_what_it_may_stand_on_stays(runs):
+    (runs_dir() / "03_distillation" / "bbbb").mkdir(parents=True)
+    with locked(runs_dir() / "03_distillation" / "bbbb" / ".lock"):
+        assert leftovers() == []
+        told = invoke("gc", "--yes")
+    assert "03_distillation/bbbb is being made: until that has ended, every finished run stays" in told.stdout
+    assert all(run.folder.exists() for run in runs) and "0 folders" in told.stdout
+
+
+def test_stages_are_listed_by_their_short_names_and_unknown_ones_told(runs):
+    assert invoke("list", "teacher").stdout == invoke("list", "02").stdout != invoke("list").stdout
+    refused = invoke("list", "teachers")
+    assert (
+        refused.exit_code == 2 and 'there is no stage "teachers"' in refused.stderr and "distillation" in refused.stderr
+    )
+
+
 def test_what_was_taken_up_or_finished_since_it_was_listed_stays(runs):
     for name in ("aaaa", "bbbb", "cccc"):
         (runs_dir() / "02_teacher_training" / name).mkdir()

@@ -27,6 +27,7 @@ from medkd.models import device
 from medkd.models.momentum import MoCo
 from medkd.report.plan import plan
 from medkd.stages import MocoParams, local
+from medkd.stages import worker as stage_worker
 from medkd.stages.rare import refuse_parts_of_one
 from medkd.training import loop
 from medkd.training.loop import AGREE, Step, fit, linear_decay
@@ -409,6 +410,10 @@ def test_what_cannot_be_trained_ends_with_status_2(project, arguments, message):
         (["--root", "x"], "--config FILE holds all parameters"),
         (["--node", "1"], "--node and --address are for several machines"),
         (["--address", "host:1"], "--node and --address are for several machines"),
+        (
+            ["--nodes", "2", "--node", "2", "--address", "h:1"],
+            "--node 2 is no machine of --nodes 2: they are counted from 0",
+        ),
         (["--devices", "2"], "there is no file"),
     ],
 )
@@ -418,6 +423,18 @@ def test_what_would_not_be_heeded_is_refused_and_several_processes_do_not_start_
     monkeypatch.setattr(os, "execv", lambda *line: pytest.fail("something was started"))
     failed = CliRunner().invoke(app, ["train", "moco", "--config", "none.json", *arguments])
     assert failed.exit_code == 2 and message in failed.stderr and len(failed.stderr.splitlines()) == 1
+
+
+def test_what_cannot_be_written_ends_a_training_in_one_sentence(monkeypatch, capsys):
+    def refuse(stage, config):
+        raise NotADirectoryError(20, "Not a directory", "reports/runs/04_moco_url/x")
+
+    monkeypatch.setattr("medkd.stages.train.run_stage", refuse)
+    monkeypatch.setattr(sys, "argv", ["worker", "moco", "x.json"])
+    with pytest.raises(SystemExit) as ended:
+        stage_worker.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "medkd: reports/runs/04_moco_url/x: Not a directory\n"
 
 
 def test_more_machines_need_an_address(tmp_path):
