@@ -88,7 +88,7 @@ def data_check(
     folds: Annotated[int, typer.Option(min=2, help="Folds whose splits are checked.")] = 5,
     split_file: Annotated[str, typer.Option(help="CSV of published splits.")] = "",
 ) -> None:
-    """Check a cohort: counts by class and split, copies, leaks, unreadable images; exit status 1 on a finding.
+    """Check a cohort: counts by class and split, copies, leaks, unreadable images; exit status 1 on an error.
 
     Counts are of the first fold, or of the first published split.
     """

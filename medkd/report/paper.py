@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from medkd.errors import DataError
 from medkd.report.artifacts import draw_figure
 from medkd.report.figures_paper import DRAW
 from medkd.report.index import read_index
@@ -23,9 +24,11 @@ def redraw(folder: Path) -> list[str]:
         "<stage>-<name>" of each figure that was drawn.
 
     Raises:
-        DataError: if a CSV is missing or lacks what its figure needs.
+        DataError: if there is no report in the folder, a CSV is missing, or it lacks what its figure needs.
         ParameterError: if an index names a figure that is not in `DRAW`.
     """
+    if not (Path(folder) / "index").is_dir():
+        raise DataError(f"{Path(folder).resolve()} holds no report; name its folder, such as reports/quick")
     entries = [entry for entry in read_index(folder) if "draw" in entry]
     for entry in entries:
         draw_figure(entry["draw"], Path(folder), entry["files"], simulated=entry["simulated"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 import zlib
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,9 @@ METHOD_COLOURS = {
     "oracle": "#000000",
 }
 """One colour per method in every figure; the two chains never share a figure, so they may share colours."""
+
+
+CLASSIFIER = re.compile(r" \+ (LR|ridge|centroid)$")
 
 
 def use_style() -> None:
@@ -118,12 +122,13 @@ def panels(n: int) -> tuple[Figure, list[Axes]]:
 def own_colour(method: str) -> str:
     """The colour that a method has in every figure and for every "K=..."; "" of one that has none of its own.
 
-    "<modality> only" is "second only"; a student with a refitted head ("Hbr.Dst. + LR") is the student.
+    "<modality> only" is "second only"; a student with a refitted head ("Hbr.Dst. + LR") is the student, and a method
+    with another classifier ("MoCo + ridge") that with LR.
     """
     method = method.split(" K=")[0]
     if method not in METHOD_COLOURS:
-        method = "second only" if method.endswith(" only") else method.removesuffix(" + LR")
-    return METHOD_COLOURS.get(method, "")
+        method = "second only" if method.endswith(" only") else CLASSIFIER.sub("", method)
+    return METHOD_COLOURS.get(method, METHOD_COLOURS.get(f"{method} + LR", ""))
 
 
 def method_colour(method: str, other: str = "") -> str:

@@ -184,13 +184,14 @@ class ActivationMaps:
                 continue  # a labelling, which stands for its task
             own = method in evaluation_rare.DIRECT and method != METHODS["oracle"]
             fitted = method in (*URL_METHODS, *LABELLED_METHODS) or method.endswith(evaluation_rare.REFIT)
+            name = evaluation_rare.shown_name(method, labelling.params.classifier)
             if not (own or (fitted and is_linear)):
-                self.left_out[method] = (
-                    f"{method} has no activation maps: it is not one network with a linear classifier on the image"
+                self.left_out[name] = (
+                    f"{name} has no activation maps: it is not one network with a linear classifier on the image"
                 )
                 continue
             for key in [(k_shot, task)] if k_shot else tasks:
-                makers[method, f"K={key[0]}", key[1]] = lambda run=run, method=method, key=key: self._of_task(
+                makers[name, f"K={key[0]}", key[1]] = lambda run=run, method=method, key=key: self._of_task(
                     labelling, students, run, method, drawn_task(labelling, *key)
                 )
         return makers

@@ -90,8 +90,9 @@ def _evaluate(context: Context, sources: list[Any], chain: Any, folder: Path) ->
     summary = summarise(predictions, **draws)
     write_table(folder / "summary.csv", summary)
     pairs = single_modality_pairs(predictions)
-    write_table(folder / "differences.csv", differences(predictions, chain.REFERENCE, extra_pairs=pairs, **draws))
-    embedding, separation = embed(cohort, features, chain.REFERENCE, seed=params.seed)
+    reference = chain.reference_of(params)
+    write_table(folder / "differences.csv", differences(predictions, reference, extra_pairs=pairs, **draws))
+    embedding, separation = embed(cohort, features, reference, seed=params.seed)
     write_table(folder / "embedding.csv", embedding)
     write_table(folder / "embedding_quality.csv", separation)
     wanted = summary[summary["metric"].isin(["balanced_accuracy", "auc_macro", "c_index"])]

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 REFERENCE = "teacher"
 
 
+def reference_of(params: EvaluationParams) -> str:
+    """What tables call the method that all others are compared with where "CE only" is not there."""
+    return REFERENCE
+
+
 class Source(NamedTuple):
     """A trained network that is compared.
 

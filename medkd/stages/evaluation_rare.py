@@ -39,6 +39,19 @@ REFERENCE = METHODS["moco_v1"]
 REFIT = " + LR"
 """Suffix of a student whose own classifier is replaced by one on its support features."""
 
+
+def shown_name(method: str, classifier: str) -> str:
+    """A method by the classifier that it was evaluated with: with "ridge" "MoCo + LR" is called "MoCo + ridge"."""
+    return (
+        method if classifier == "lr" or not method.endswith(REFIT) else f"{method.removesuffix(REFIT)} + {classifier}"
+    )
+
+
+def reference_of(params: EvaluationParams) -> str:
+    """What tables call the method that all others are compared with."""
+    return shown_name(REFERENCE, params.of("self_distillation").of("pseudo_labels").classifier)
+
+
 Source = tuple[Run, str, int, int]
 Features = dict[str, tuple[np.ndarray, np.ndarray]]
 Probabilities = dict[tuple[int, int], np.ndarray]
@@ -119,10 +132,11 @@ def predict_all(context: Context, sources: list[Source]) -> tuple[pd.DataFrame, 
             found = _few_shot(labelling, students, method, shared[0], tasks, rare)
         else:
             found = {key: _refit(labelling, of_task[key], drawn, rare) for key, drawn in tasks.items()}
-        tables += [_query_table(cohort, drawn, rare, found[key], method, key) for key, drawn in tasks.items()]
+        name = shown_name(method, labelling.params.classifier)
+        tables += [_query_table(cohort, drawn, rare, found[key], name, key) for key, drawn in tasks.items()]
         one = len(runs[shown]) == 1  # the oracle's five networks have no axes in common
         if one and method.removesuffix(REFIT) not in features:  # a refitted head sees the features of its student
-            features[method] = (rare, features_of(cohort, runs[shown])[rare])
+            features[name] = (rare, features_of(cohort, runs[shown])[rare])
     return pd.concat(tables, ignore_index=True), features
 
 

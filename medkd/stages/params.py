@@ -25,6 +25,7 @@ def unkeyed(default: Any, description: str, **limits: Any) -> Any:
 SAME = ("dataset", "root", "seed", "n_folds", "split_file", "task", "main", "second", "by_lesion")
 """Fields that are alike in a whole chain: with others an upstream network may have seen test samples of this stage."""
 
+LINE_LENGTH = 120
 FILES = ("split_file", "weights")
 """Parameters of any stage that may name a file."""
 
@@ -180,7 +181,9 @@ class StageParams(BaseModel):
         ]
         for name, field in cls.model_fields.items():
             value = field.get_default(call_default_factory=True)
-            lines.append(f"{name}: {_type_name(value)} = {_literal(value)}  # {field.description}")
+            line = f"{name}: {_type_name(value)} = {_literal(value)}  # {field.description}"
+            long = isinstance(value, list) and len(line) > LINE_LENGTH
+            lines.append(f"{line}  # fmt: skip" if long else line)  # a formatter would break the list into lines
         return "\n".join(lines)
 
     def rows(self) -> list[dict[str, str]]:

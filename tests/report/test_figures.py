@@ -367,6 +367,8 @@ def test_panels_are_three_a_row_and_the_rest_is_hidden():
 
 def test_a_setting_does_not_change_a_methods_colour():
     assert method_colour("Hbr.Dst. K=5") == METHOD_COLOURS["Hbr.Dst."]
+    assert method_colour("Hbr.Dst. + ridge") == METHOD_COLOURS["Hbr.Dst."]
+    assert method_colour("MoCo + ridge K=5") == METHOD_COLOURS["MoCo + LR"] == method_colour("MoCo + centroid")
 
 
 def test_confusion_of_many_classes_leaves_the_numbers_out():

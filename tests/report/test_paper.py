@@ -164,6 +164,11 @@ def test_index_says_what_draws_the_figure(out):
     assert not plt.fignum_exists(fig.number)
 
 
+def test_a_folder_without_a_report_is_named(tmp_path):
+    with pytest.raises(DataError, match="holds no report; name its folder"):
+        redraw(tmp_path / "none")
+
+
 def test_what_cannot_be_drawn_is_named(out):
     with pytest.raises(
         ParameterError, match='"pie" is no figure of medkd.report.figures_paper; known are learning curves, roc'

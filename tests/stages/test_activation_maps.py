@@ -121,4 +121,4 @@ def test_the_rare_chain_explains_students_and_the_teacher_on_its_support_set(hom
 def test_a_teacher_that_is_not_linear_in_the_features_is_left_out(home):
     ridge = {"self_distillation": STUDENT | {"methods": []}, "pseudo_labels": {"classifier": "ridge"}}
     maps = ActivationMaps(EvaluationParams(**RARE | ridge))
-    assert maps.left_out["MoCo + LR"].startswith("MoCo + LR has no activation maps: it is not one network with")
+    assert maps.left_out["MoCo + ridge"].startswith("MoCo + ridge has no activation maps: it is not one network with")

@@ -32,6 +32,15 @@ def test_the_rendered_cell_holds_the_defaults():
         assert cls.collect(namespace) == cls()
 
 
+def test_a_list_that_a_formatter_would_break_into_lines_is_kept_on_its_own(monkeypatch):
+    monkeypatch.setattr("medkd.stages.params.LINE_LENGTH", 60)
+    methods, epochs, lr = (
+        next(line for line in DistillationParams.cell().splitlines() if line.startswith(f"{name}:"))
+        for name in ("methods", "epochs", "lr")
+    )
+    assert methods.endswith("  # fmt: skip") and not epochs.endswith("skip") and not lr.endswith("skip")
+
+
 def test_unknown_parameter_names_the_nearest():
     with pytest.raises(
         ParameterError, match='unknown parameter "tempreature" for 03_distillation; did you mean "temperature"'

@@ -325,6 +325,10 @@ def test_settings_that_a_variant_does_not_use_do_not_train_it_again(home):
             **TINY, k_shots=[1], n_tasks=1, n_resamples=100, moco=MOCO, self_distillation=students
         )
         shown[head] = set(evaluate(params).table("predictions")["method"]) - {"MoCo + LR"}
+    ridge = EvaluationParams.checked(params.model_dump() | {"pseudo_labels": {"classifier": "ridge"}})
+    run = evaluate(ridge)
+    assert set(run.table("predictions")["method"]) == {"MoCo + ridge", "Hbr.Dst. + ridge"}
+    assert set(run.table("differences")["minus"]) == set(run.table("embedding")["reference"]) == {"MoCo + ridge"}
     assert shown == {"direct": {"Hbr.Dst."}, "refit": {"Hbr.Dst. + LR"}}
     assert json.loads((self_distil(SelfDistillationParams(**base))["reg", 1, 0].folder / "task.json").read_text())
 
