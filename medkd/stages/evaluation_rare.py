@@ -42,9 +42,8 @@ REFIT = " + LR"
 
 def shown_name(method: str, classifier: str) -> str:
     """A method by the classifier that it was evaluated with: with "ridge" "MoCo + LR" is called "MoCo + ridge"."""
-    return (
-        method if classifier == "lr" or not method.endswith(REFIT) else f"{method.removesuffix(REFIT)} + {classifier}"
-    )
+    renamed = classifier != "lr" and method.endswith(REFIT)
+    return f"{method.removesuffix(REFIT)} + {classifier}" if renamed else method
 
 
 def reference_of(params: EvaluationParams) -> str:
