@@ -44,12 +44,11 @@ def run_entry(
     from medkd.report.notebooks import NotebookFailure, export_html, run_notebook
 
     start = time.monotonic()
-    state_file(folder, entry.name).unlink(missing_ok=True)  # a killed run must not pass for the one before it
     record = {"name": entry.name, "key": key, "parameters": entry.parameters}
     output = _executed(folder, entry)
     failure: NotebookFailure | None = None
     try:
-        with replaced(folder, [entry.name]):
+        with replaced(folder, [entry.name]):  # a killed run must not pass for the one before it
             run_notebook(
                 source_of(entry),
                 output,

@@ -66,10 +66,10 @@ def _compare_cells(
     """Tables and figures of the cells that are evaluated; their cohorts by name."""
     cohorts: dict[str, Cohort] = {}
     names = {name for cell in record["cells"] for name in cell["parameters"]}
+    seed = record["study"].get("parameters", {}).get("seed", record["study"].get("seed", ""))
     roots = {cohort["dataset"]: cohort["root"] for cohort in record["study"]["cohorts"]}
     for dataset in dict.fromkeys(cell["dataset"] for cell in record["cells"]):
         cells = [cell for cell in record["cells"] if cell["dataset"] == dataset]
-        seed = record["study"].get("parameters", {}).get("seed", record["study"].get("seed", ""))
         evaluated = [found for cell in cells if (found := evaluation_of(folder, cell, names, seed)) is not None]
         say(f"{dataset}: {len(evaluated)} of {len(cells)} cells are evaluated")
         if evaluated:

@@ -19,8 +19,8 @@ from medkd.stages.store import load_folder
 from medkd.text import word
 
 EVALUATION = "07_evaluation"
-REPLICATES = ("seed",)
-"""What is varied to see the spread; cells that differ in these alone are one condition."""
+REPLICATE = "seed"
+"""What is varied to see the spread; cells that differ in it alone are one condition."""
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -80,11 +80,10 @@ def evaluation_of(folder: Path, cell: Mapping[str, Any], names: Iterable[str] = 
     if run is None:
         key = " ".join(runs)
         raise DataError(f"run {key} of cell {cell['name']} is gone from the run store; run `medkd batch` again")
-    varied = {name: value for name, value in cell["parameters"].items() if name not in REPLICATES}
+    varied = {name: value for name, value in cell["parameters"].items() if name != REPLICATE}
     ends = Counter(name.rpartition(".")[2] for name in {*names, *varied})
     short = {name: end if ends[end := name.rpartition(".")[2]] == 1 else name for name in varied}
     told = ", ".join(f"{short[name]}={word(value)}" for name, value in varied.items())
     condition = cell.get("title") or told
-    every = {"seed": seed}  # of what no cell varies nothing is told
-    replicate = ",".join(str(cell["parameters"].get(each, every[each] if each in names else "")) for each in REPLICATES)
-    return Evaluated(cell["name"], condition, replicate, run)
+    replicate = cell["parameters"].get(REPLICATE, seed if REPLICATE in names else "")
+    return Evaluated(cell["name"], condition, str(replicate), run)

@@ -86,9 +86,10 @@ def write_checkpoint(
             "room and run the same command again"
         ) from error
     found = _found(folder)
-    refused = [old for steps, old in found if steps > position.total_steps]  # else the training had gone on from there
-    for old in [*refused, *[old for _, old in found if old not in refused][KEPT:]]:
-        old.unlink()
+    kept = [old for steps, old in found if steps <= position.total_steps][:KEPT]  # those of later steps were refused
+    for _, old in found:
+        if old not in kept:
+            old.unlink()
     for tensors_file in folder.glob("checkpoint.*.safetensors"):
         if not tensors_file.with_suffix(".json").exists():  # also of a process that was killed before the small file
             tensors_file.unlink()

@@ -100,10 +100,10 @@ def test_pseudo_labels_are_those_of_the_stage_and_no_query_image_is_read(cohort)
 
 
 def test_common_images_of_a_patient_who_also_has_a_rare_one_are_left_out_as_in_the_stage(cohort):
-    table = cohort.table.assign(lesion=cohort.table["patient"])
+    table = cohort.table.copy()
     both = table.index[table["class"] == "a"][:20]
     table.loc[both, "patient"] = table.loc[table["class"] == "r", "patient"].iloc[0]
-    mixed = dataclasses.replace(cohort, table=table.drop(columns="lesion"))
+    mixed = dataclasses.replace(cohort, table=table)
     features = features_of(mixed, 2.0)
     features[both] = np.nan
     assert len(mixed.base_rows()) == len(mixed.rows_of(COMMON)) - len(both)
